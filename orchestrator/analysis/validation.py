@@ -39,6 +39,7 @@ MODEL: Shape = {"params": COUNT}
 MODEL_IF_RECORDED: Shape = {"widths": LIST, "training_flops": POSITIVE}
 RECORD: Shape = {"step": WHOLE, "digest": TEXT}  # a metrics log's line
 DECISION: Shape = {"step": WHOLE, "evaluations": WHOLE, "backwards": WHOLE, "values": MAPPING}  # its sidecar's, if any
+OF_FORKS: Shape = {"fork_steps": WHOLE, "differences": LIST}  # where it learns from forks
 
 
 DAMAGE: Shape = {"step": WHOLE, "layers": LIST}  # what interventions on a checkpoint did
@@ -87,6 +88,12 @@ def check_metrics(records: list[Record]) -> None:
         if "sidecar" in record:
             decision = record["sidecar"]
             check_shape("sidecar", decision, DECISION)
+            check_shape("sidecar", decision, {key: kind for key, kind in OF_FORKS.items() if key in decision})
+            for index, pair in enumerate(decision.get("differences", [])):
+                check("sidecar.differences", str(index), pair, LIST)
+                check_all(f"sidecar.differences.{index}", pair, optional(NUMBER))
+                if len(pair) != 2:
+                    raise ShapeError(f"sidecar.differences.{index} is not of two horizons")
             for channel, values in decision["values"].items():
                 check_all(f"sidecar.values.{channel}", values, POSITIVE)
                 if not values:

@@ -9,6 +9,7 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures import FIGURES
 from orchestrator.analysis.sections import expectations, layers, losses, many_arms, provenance, search, trajectory
 from orchestrator.analysis.sections.costs import verdict_costs
+from orchestrator.analysis.sections.forks import horizons
 from orchestrator.analysis.sections.lineage import lineage
 from orchestrator.analysis.sections.section import Section
 
@@ -69,7 +70,7 @@ CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("layers", "Inside the layers", _layers),
     ("damage", "What the layers are worth", _per_arm(layers.damages)),
     ("intended", "Intended organisation", lambda c: [expectations.verdicts(c)]),
-    ("sidecar", "Sidecar", _per_arm(layers.multipliers)),
+    ("sidecar", "Sidecar", _per_arm(layers.multipliers, horizons)),
     ("shape", "Shape and cost", lambda c: [lineage(c), provenance.costs(c), verdict_costs(c)]),
     ("health", "Health", lambda c: [layers.pathologies(c)]),
     ("search", "Search", lambda c: [search.trials(c), search.screened(c)]),

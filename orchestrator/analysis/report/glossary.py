@@ -150,6 +150,10 @@ OWN = {
     "sidecar": Term("multipliers",
         "The sidecar's factor on one unit's weight decay, learning rate or branch gain; 1 leaves it as configured. "
         "Geometric means; ▲ (▼): above (below) the mean of its own run in every seed (SCIENCE §6)."),
+    "forks": Term("forks",
+        "Pairs of twins that train ahead from one state of the run, with opposite changes of the sidecar's "
+        "coefficients; a pair disagrees where the twin that is better after 20 steps is worse at the end (SCIENCE "
+        "§6)."),
     "width": Term("width", "Residual coordinates that a layer reads and writes; the others bypass it (SCIENCE §7)."),
     "parameters": Term("parameters",
         "Trained parameters of one model; Δ: difference from the baseline's, per cent."),
@@ -158,7 +162,8 @@ OWN = {
         "on held-out text is not counted."),
     "flops": Term("FLOPs",
         "Floating-point operations of one run, forward and backward, counted from the shapes, with the sidecar's "
-        "held-out passes. At equal FLOPs, the more expensive run's loss is taken where the cheaper one ends."),
+        "held-out passes and forks. At equal FLOPs, the more expensive run's loss is taken where the cheaper one "
+        "ends."),
     "pathology": Term("× its peers",
         "A tensor's spectral norm over the median of the same kind in the other layers. From 10 × a warning, from "
         "30 × critical: the paper's diverging runs had 30 to 100 × (§8)."),

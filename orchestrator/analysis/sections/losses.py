@@ -130,9 +130,9 @@ def equal_cost(c: Comparison, arm: str) -> Section:
         ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", "corrected", f"{arm} is"],
         rows,
         [
-            "FLOPs include the sidecar's held-out passes; the more expensive run's loss is taken where the cheaper one "
-            "ends. Corrected: at equal FLOPs p is the second primary outcome's, tested only if the test loss differs; "
-            f"at equal steps it is corrected by Holm{_unreachable(c, arm)}."
+            "FLOPs include the sidecar's held-out passes and forks; the more expensive run's loss is taken where the "
+            "cheaper one ends. Corrected: at equal FLOPs p is the second primary outcome's, tested only if the test "
+            f"loss differs; at equal steps it is corrected by Holm{_unreachable(c, arm)}."
         ],
     )
 

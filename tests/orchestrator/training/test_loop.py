@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from orchestrator.common.errors import UserError
-from orchestrator.experiments.experiment import Cell
+from orchestrator.experiments.experiment import Cell, decoder_spec, sidecar_flops, training_flops
 from orchestrator.experiments.readings import Readings
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.jobs.readers import reader_for
+from orchestrator.plan.arm import ArmPlan
 from orchestrator.storage import checkpoint
 from orchestrator.training.loop import StopSignal, train_cell
 from orchestrator.training.trainer import Callback, Trainer
@@ -174,10 +175,23 @@ EVERYTHING = (
     "sidecar=decay", "sidecar.channels=[decay,lr_scale,residual_gain]", "sidecar.unexplained=0.5",
     "sidecar.features=[kind,log_norm,momentum_alignment,row_cv,progress]", "sidecar.policy=mlp",
 )  # fmt: skip
+FORKS = (
+    "sidecar=decay", "sidecar.channels=[decay,residual_gain]", "sidecar.credit=forks", "sidecar.pairs=1",
+    "sidecar.coefficients={decay: {depth: 0.1, time: 0.2}, residual_gain: {amount: 0.1}}",
+    "optim.lr=0.002", "optim.weight_decay=2.5", "sidecar.horizon=0.02",
+)  # fmt: skip
+TRACED = ("sidecar=decay", "sidecar.channels=[decay,lr_scale]", "sidecar.trace=run", "sidecar.unexplained=0")
 
 
 @pytest.mark.parametrize(
-    "options", [["sidecar=decay"], ["sidecar=decay", "sidecar.credit=joint", "sidecar.mean_matched=true"], EVERYTHING]
+    "options",
+    [
+        ["sidecar=decay"],
+        ["sidecar=decay", "sidecar.credit=joint", "sidecar.mean_matched=true"],
+        EVERYTHING,
+        FORKS,
+        TRACED,
+    ],
 )
 def test_resuming_is_bitwise_with_the_sidecar_on(small: list[str], tmp_path: Path, options: Sequence[str]) -> None:
     overrides = [
@@ -202,6 +216,24 @@ def test_resuming_is_bitwise_with_the_sidecar_on(small: list[str], tmp_path: Pat
     assert decisions[0]["values"] != decisions[1]["values"]
     steps = [checkpoint.step_of(p) for p in checkpoint.saved(whole.directory / "checkpoints")]
     assert steps == [0, 12], "only the newest and the reference are kept"
+
+
+def test_forks_are_planned_and_counted_and_leave_no_trace(small: list[str], tmp_path: Path) -> None:
+    options = [*small, *FORKS, "sidecar.interval=3", "train.log_every=1"]
+    forking = new_cell([*options, "sidecar.policy_lr=0", "name=forking"], tmp_path)
+    plain = new_cell([*options, "sidecar.mode=replay", "name=plain"], tmp_path)
+    assert complete(forking)
+    assert complete(plain)
+    weights = "checkpoints/step_00000012/model.safetensors"
+    assert fingerprints(forking)[weights] == fingerprints(plain)[weights]
+    for one, other in zip(rows(forking), rows(plain), strict=True):
+        for key in ("step", "tokens", "lr", "loss", "grad_norm", "digest", "heldout"):
+            assert one.get(key) == other.get(key)
+    last = [r["sidecar"] for r in rows(forking) if "sidecar" in r][-1]
+    assert last["fork_steps"] == 2 * (4 + 4 + 4 + 3)  # 0.02 memories of 200 steps, or to the end
+    plan = ArmPlan("main", forking.config, decoder_spec(forking.config))
+    beside = sidecar_flops(forking.config, plan.spec, last["evaluations"], last["backwards"], last["fork_steps"])
+    assert plan.flops == pytest.approx(training_flops(forking.config, plan.spec) + beside)
 
 
 def test_a_checkpoint_holds_the_model_that_its_gains_make(small: list[str], tmp_path: Path) -> None:
