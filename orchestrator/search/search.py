@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -24,13 +25,13 @@ class Search:
 
     def __init__(self, base: Config, overrides: Sequence[str], compose: Compose, swept: Sequence[str] = ()) -> None:
         """`base`: what `overrides` compose to. Raises `UserError` where a value of the space does not compose."""
-        self.base, self.compose, self.swept = base, compose, swept
+        self.base, self.compose, self.swept = base, _remembering(compose), swept
         self.settings = replace(base.search, space=keys.flatten(base.search.space))  # on a command line, dots nest
         set_by_trials = {override for override in overrides if keys.key_of(override) in self.settings.space}
         self.own = [override for override in overrides if override in set_by_trials]  # the baseline's
         self.common = [override for override in overrides if override not in set_by_trials]
         METHODS[self.settings.method].check(self.settings, distributions(self.settings.space))
-        check(self.settings.space, keys.flatten(base), lambda override: compose([*self.common, override]))
+        check(self.settings.space, keys.flatten(base), lambda override: self.compose([*self.common, override]))
         self.directory = self.planned().directory
 
     @property
@@ -116,6 +117,18 @@ class Search:
 
     def _composed(self, overrides: Sequence[str]) -> Config:
         return replace(self.compose(overrides), search=SearchConfig())
+
+
+def _remembering(compose: Compose) -> Compose:
+    """`compose`, which takes Hydra a while, called once for the same overrides."""
+    known: dict[tuple[str, ...], Config] = {}
+
+    def remembered(overrides: Sequence[str]) -> Config:
+        if (key := tuple(overrides)) not in known:
+            known[key] = compose(overrides)
+        return deepcopy(known[key])
+
+    return remembered
 
 
 def _begun(shorter: Experiment) -> dict[str, str]:
