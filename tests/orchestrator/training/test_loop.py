@@ -177,7 +177,7 @@ EVERYTHING = (
 )  # fmt: skip
 FORKS = (
     "sidecar=decay", "sidecar.channels=[decay,residual_gain]", "sidecar.credit=forks", "sidecar.pairs=1",
-    "sidecar.coefficients={decay: {depth: 0.1, time: 0.2}, residual_gain: {amount: 0.1}}",
+    "++sidecar.coefficients={decay: {depth: 0.1, time: 0.2}, residual_gain: {amount: 0.1}}",
     "optim.lr=0.002", "optim.weight_decay=2.5", "sidecar.horizon=0.02",
 )  # fmt: skip
 TRACED = ("sidecar=decay", "sidecar.channels=[decay,lr_scale]", "sidecar.trace=run", "sidecar.unexplained=0")
