@@ -60,7 +60,7 @@ class DecayChannel(TracedChannel):
     def before_update(self, lr: float) -> None:
         shrink = lr * self.weight_decay
         weights, others = [*self._params, *self._others], len(self._others)
-        traces = [*(self._traces or [None] * len(self._params)), *[None] * others]
+        traces: list[Tensor | None] = [*self._traces, *[None] * (len(weights) - len(self._traces))]
         rows = zip(weights, traces, self._factors, [*self._multipliers, *[1.0] * others], strict=True)
         alive = [row for row in rows if shrink and row[0].numel()]
         self._decay.before([Row(local_shard(w), shrink * f * m, _trace_of(w, trace)) for w, trace, f, m in alive])
