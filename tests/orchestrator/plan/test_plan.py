@@ -54,7 +54,7 @@ def test_the_papers_checkpoints_by_hand() -> None:
     assert plan.evaluation_flops == 2_002 * 8192 * plan.forward
     learning = replace(config, sidecar=replace(config.sidecar, mode=schema.SidecarMode.learn))
     traced = ArmPlan("uniform", learning, plan.spec)
-    assert traced.traces == 11 * (attention + ffn)  # one per entry that decays and belongs to a layer
+    assert traced.traces == 11 * (attention + ffn) + tables  # one per entry of a matrix, all of which decay
     assert traced.disk - plan.disk == pytest.approx(2 * 4 * traced.traces, rel=0.02)  # and state.json
     for checkpoints, states, expected in (
         (None, None, 4 * params + 500 * 12 * params),
