@@ -16,6 +16,7 @@ from sidecar.evaluation import Evaluation, WarnOnce
 from sidecar.fork import forked
 from sidecar.governed import Governed
 from sidecar.settings import Settings
+from sidecar.source import Decided, Source, without_a_tensor
 
 Rollout = Callable[[int, int], Any]  # step, count: trains `count` steps from `step` on
 
@@ -25,7 +26,7 @@ def length_of(horizon: float, lr: float, weight_decay: float) -> int:
     return math.ceil(round(horizon / (lr * weight_decay), 6))  # 20 steps of a horizon of 20·lr·λ, not 21
 
 
-class Forks:
+class Forks(Source):
     """Learns the coefficients of the multipliers' formula, those of all channels as one vector, from forks of the run.
 
     Raises `ValueError` for terms that the channels' units do not have.
@@ -47,11 +48,11 @@ class Forks:
         start = {(channel, term): c for channel, of in (settings.coefficients or {}).items() for term, c in of.items()}
         self.terms = list(start)
         self.policy = CoefficientPolicy([*start.values()], settings.sigma, settings.policy_lr, settings.seed)
+        self.interval, self.count = settings.interval, 0  # decisions so far
         self.horizon = length_of(settings.horizon, settings.lr, settings.weight_decay)
         self.bias = HorizonBias()
         self.differences: list[tuple[float | None, float | None]] = []  # of the last decision's pairs: short, full
         self.steps = 0  # that all forks have trained
-        self.is_running = False
         self.multipliers(self.policy.mean, 0)  # raises for unknown terms
 
     def length(self, step: int) -> int:
@@ -79,7 +80,17 @@ class Forks:
             found[channel][term] = value
         return found
 
-    def learn(self, step: int, number: int) -> None:
+    def decide(self, step: int) -> Decided:
+        if not without_a_tensor(self.model, self.governed, self.warn):
+            self._learn(step, self.count)
+            self.count += 1
+        self.agree()
+        return Decided(self.multipliers(self.policy.mean, step), self._record())
+
+    def spent(self) -> dict[str, int]:
+        return {"fork_steps": self.steps}
+
+    def _learn(self, step: int, number: int) -> None:
         """Fork the run at `step`, its decision of this `number`, and move the mean; the run's state is as before.
 
         Where a fork fails, it warns and nothing is learned; at the first decision the error is raised. Raises
@@ -87,7 +98,7 @@ class Forks:
         """
         noises = [self.policy.noise(number * self.settings.pairs + i) for i in range(self.settings.pairs)]
         noises = sharded.broadcast(noises)  # every rank may have its own seed
-        self.differences, self.is_running = [], True
+        self.differences, self.is_busy = [], True
         try:
             pairs = [[self._fork(c, step, number) for c in self.policy.pair(noise)] for noise in noises]
         except Exception as error:  # whatever it is, training goes on
@@ -96,7 +107,7 @@ class Forks:
             self.warn("forks", f"a fork of the run failed ({type(error).__name__}: {error})")
             return
         finally:
-            self.is_running = False
+            self.is_busy = False
             self._act(self.policy.mean, step)
         self.differences = [(_finite(plus[0] - minus[0]), _finite(plus[1] - minus[1])) for plus, minus in pairs]
         if not self.policy.square and all(full == 0 for _, full in self.differences):
@@ -127,8 +138,8 @@ class Forks:
         for channel, values in self.multipliers(coefficients, step).items():
             self.governed[channel].channel.set(values.tolist())
 
-    def record(self) -> dict[str, Any]:
-        """Of the last decision, JSON-able.
+    def _record(self) -> dict[str, Any]:
+        """What the record says of the last decision.
 
         `coefficients` in force; `differences`: of each pair, the reward of μ + σz less that of μ − σz at the short and
         at the full horizon (null: not judged); the `bias` so far.
@@ -140,8 +151,8 @@ class Forks:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state from which a restart continues, JSON-able."""
         return {
+            "count": self.count,
             "terms": [list(pair) for pair in self.terms],
             "policy": self.policy.state_dict(),
             "bias": self.bias.state_dict(),
@@ -149,7 +160,7 @@ class Forks:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned. Raises `ValueError` for the coefficients of other terms."""
+        """Restore what `state_dict` returned. Raises `ValueError` for coefficients of other terms."""
         if (saved := [tuple(pair) for pair in state["terms"]]) != self.terms:
             then, now = (", ".join(f"{channel}.{term}" for channel, term in terms) for terms in (saved, self.terms))
             raise ValueError(
@@ -158,7 +169,7 @@ class Forks:
             )
         self.policy.load_state_dict(state["policy"])
         self.bias.load_state_dict(state["bias"])
-        self.steps = state["steps"]
+        self.steps, self.count = state["steps"], state["count"]
 
 
 def _finite(value: float) -> float | None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from sidecar.governed import Governed
 from sidecar.policy import generator_of
+from sidecar.source import Decided, Source
 from sidecar.units import Unit
 
 Values = dict[str, dict[str, float]]  # channel → unit → multiplier
@@ -107,3 +109,28 @@ def _check(decision: Decision, units: Mapping[str, Sequence[Unit]]) -> None:
                     f"the sidecar's playback has {value} for {name} at step {decision['step']}, which is not a "
                     "multiplier (positive and finite): record the run again."
                 )
+
+
+class Playing(Source):
+    """Plays a playback; units that share one multiplier get the parameter-weighted mean of theirs."""
+
+    def __init__(self, playback: Playback, governed: Mapping[str, Governed]) -> None:
+        self.playback, self.governed = playback, governed
+        self.recorded_at: int | None = None  # step at which the decision in force was recorded
+
+    def decide(self, step: int) -> Decided | None:
+        due = self.playback.at(step)
+        if due is None or due[0] == self.recorded_at:
+            return None
+        self.recorded_at, played = due
+        values = {}
+        for name, governed in self.governed.items():
+            multipliers = [played[name][unit.name] for unit in governed.channel.units]
+            values[name] = governed.pooled(torch.tensor(multipliers, dtype=torch.float64))
+        return Decided(values, {"recorded_at": self.recorded_at})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recorded_at": self.recorded_at}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.recorded_at = state["recorded_at"]

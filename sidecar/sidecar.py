@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidecar import rules, sharded
 from sidecar.channels import CHANNELS, Channel, DecayChannel
 from sidecar.coefficients import decisions_of
 from sidecar.evaluation import Evaluation, Heldout, WarnOnce
 from sidecar.forks import Forks, Rollout
 from sidecar.governed import Governed
 from sidecar.learner import Learner
-from sidecar.playback import Decision, Playback
-from sidecar.reward import Judgement, Reward
+from sidecar.learning import Learning
+from sidecar.playback import Decision, Playback, Playing
+from sidecar.reward import Judgement
+from sidecar.ruling import Ruling
 from sidecar.settings import Settings
+from sidecar.source import Decided, Source
 
 
 class Sidecar:
@@ -75,47 +76,46 @@ class Sidecar:
                     f"sidecar channel '{name}' found nothing to act on in {type(model).__name__}: it needs modules "
                     "named like 'layers.0.mlp.down_proj', with a number for the layer."
                 )
-        units = {name: channel.units for name, channel in self.channels.items()}
-        if chosen.coefficients and not chosen.forks:
-            playback = decisions_of(chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched)
-        self.playback = None if playback is None else Playback(playback, units, chosen.mode, chosen.seed)
         parameters = dict(model.named_parameters())
         if unknown := [name for name in chosen.lr_factors if name not in parameters]:
             raise ValueError(
                 f"sidecar lr_factors name '{unknown[0]}', which is no parameter of this model: correct it."
             )
-        self.learners = {
-            name: Learner(channel, parameters, chosen, optimizer)
-            for name, channel in self.channels.items()
-            if not chosen.forks
-        }
-        self.governed: dict[str, Governed] = {
-            name: self.learners.get(name) or Governed(channel, parameters, chosen)
-            for name, channel in self.channels.items()
-        }
-        for name, governed in self.governed.items():
-            largest = self.playback.largest(name) if self.playback else governed.bounds[1]
-            governed.channel.check(1.0 if chosen.mode == "fixed" else largest, chosen)
-        if chosen.mode == "rule":
-            rules.check(chosen.rule, units["decay"])
+        warn = WarnOnce()
+        self.evaluation = Evaluation(heldout_loss, self.channels, model, warn)
+        self.governed = {name: Governed(channel, parameters, chosen) for name, channel in self.channels.items()}
+        self.source = self._source(optimizer, playback, rollout, parameters, warn)
         # decay acts even where it is not learned, and first, so that other channels do not scale it
         decay = self.channels.get("decay") or DecayChannel(model, chosen)
         self._acting = [decay, *(channel for channel in self.channels.values() if channel is not decay)]
-        self._needs_slopes = chosen.mode == "learn" and any(x.credit.needs_gradient for x in self.learners.values())
-        if self._needs_slopes:
-            for channel in self.channels.values():
-                channel.follow(**({"carried": True} if chosen.trace == "run" else {}))
-        self._warn = WarnOnce()
-        self.evaluation = Evaluation(heldout_loss, self.channels, model, self._warn)
-        self.forks = (
-            Forks(chosen, self.governed, self.evaluation, model, optimizer, rollout, self._warn)
-            if chosen.forks and rollout is not None
-            else None
-        )
-        self.reward = Reward(chosen.baseline_decay, chosen.warmup)
         self.decision: dict[str, Any] = {}  # the last one, as `record` returns it
-        self.count = 0  # intervals ended
-        self._lost: set[str] = set()  # channels that keep their values because a tensor of theirs is gone
+
+    def _source(
+        self,
+        optimizer: torch.optim.Optimizer | None,
+        playback: Sequence[Decision] | None,
+        rollout: Rollout | None,
+        parameters: Mapping[str, Tensor],
+        warn: WarnOnce,
+    ) -> Source:
+        """What chooses the multipliers; the largest that it may choose are checked."""
+        chosen, units = self.settings, {name: channel.units for name, channel in self.channels.items()}
+        if chosen.coefficients and not chosen.forks:
+            playback = decisions_of(chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched)
+        played = None if playback is None else Playback(playback, units, chosen.mode, chosen.seed)
+        for name, governed in self.governed.items():
+            largest = 1.0 if chosen.mode == "fixed" else played.largest(name) if played else governed.bounds[1]
+            governed.channel.check(largest, chosen)
+        if chosen.mode == "fixed":
+            return Source()
+        if played:
+            return Playing(played, self.governed)
+        if chosen.mode == "rule":
+            return Ruling(chosen.rule, chosen.interval, self.governed)
+        if chosen.forks and rollout is not None:
+            return Forks(chosen, self.governed, self.evaluation, self.model, optimizer, rollout, warn)
+        learners = {name: Learner(c, parameters, chosen, optimizer) for name, c in self.channels.items()}
+        return Learning(chosen, learners, self.evaluation, self.model, warn)
 
     def before_step(self, step: int) -> bool:
         """Call before every training step; True where an interval begins, with multipliers that may be new.
@@ -126,30 +126,14 @@ class Sidecar:
         does for a channel that has lost a tensor. With `credit="forks"` it forks the run instead, learns, and returns
         to the state before. Within a fork it does nothing.
         """
-        chosen = self.settings
-        if self.forks is not None and self.forks.is_running:
+        steps, source = self.settings.steps, self.source
+        if source.is_busy or (steps is not None and step >= steps):
             return False
-        if chosen.mode == "fixed" or (chosen.steps is not None and step >= chosen.steps):
+        if self.decision and step < self.decision["step"] + source.interval:
             return False
-        if self.playback is not None:
-            return self._play(self.playback, step)
-        if self.decision and step < self.decision["step"] + chosen.interval:
+        if (decided := source.decide(step)) is None:
             return False
-        if chosen.mode == "rule":
-            self._put_in_force(step, sharded.broadcast(self._ruled()), None)
-            return True
-        if self.forks is not None:
-            return self._fork(self.forks, step)
-        judgement = self._judge() if self.decision else None
-        if chosen.fresh or not self.decision:
-            checked = self._needs_slopes and not self.evaluation.forwards  # with slopes, which must not wait to fail
-            self.reward.begin(self.evaluation.measure(self.count, checked)[0])
-        if judgement or not self.decision:
-            for name, learner in self.learners.items():
-                if name not in self._lost:
-                    learner.draw(step)
-        self._agree()
-        self._put_in_force(step, {name: learner.multipliers() for name, learner in self.learners.items()}, judgement)
+        self._put_in_force(step, decided)
         return True
 
     @contextmanager
@@ -191,13 +175,8 @@ class Sidecar:
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a restart, JSON-able. The restarted sidecar goes on bit for bit, given also `tensors`."""
-        return {
-            **self._learned(),
-            "decision": self.record(),
-            "kind": self._kind(),
-            "count": self.count,
-            **self._spent(),
-        }
+        kind, source = self._kind(), self.source.state_dict()
+        return {"decision": self.record(), "kind": kind, "source": source, **self._passes()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The channels' traces, name → tensor, which a restart needs beside `state_dict`."""
@@ -205,11 +184,10 @@ class Sidecar:
 
     def load_state_dict(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` and `tensors` returned. Raises `ValueError` for another model or other settings."""
-        then = {"channels": sorted(state["learners"]), "trace": "interval", **state["kind"]}
         for name, now in self._kind().items():
-            if then[name] != now:
+            if (then := state["kind"].get(name)) != now:
                 raise ValueError(
-                    f"the saved sidecar has {name} {then[name]!r} and this one {now!r}: resume with the {name} it was "
+                    f"the saved sidecar has {name} {then!r} and this one {now!r}: resume with the {name} it was "
                     "saved with."
                 )
         if set(tensors) != set(self.tensors()):
@@ -224,106 +202,29 @@ class Sidecar:
                     f"the saved values of sidecar channel '{name}' are of other parameters than this model's: resume "
                     "with the model they were saved with."
                 )
-        self._restore(state)
+        self.source.load_state_dict(state["source"])
         for name, channel in self.channels.items():
             if values := saved.get(name):
                 channel.set([values[unit.name] for unit in channel.units])
             channel.remember({k.partition("/")[2]: t for k, t in tensors.items() if k.startswith(f"{name}/")})
-        self.decision, self.count = copy.deepcopy(state["decision"]), state["count"]
+        self.decision = copy.deepcopy(state["decision"])
         self.evaluation.forwards, self.evaluation.backwards = state["evaluations"], state["backwards"]
-
-    def _spent(self) -> dict[str, int]:
-        """Held-out passes, and the training steps of forks, so far."""
-        passes = {"evaluations": self.evaluation.forwards, "backwards": self.evaluation.backwards}
-        return passes | ({"fork_steps": self.forks.steps} if self.forks else {})
 
     def _kind(self) -> dict[str, Any]:
         """The settings that must equal those of a saved state."""
         names = ("mode", "credit", "trace", "share", "policy")
         return {"channels": sorted(self.channels)} | {name: getattr(self.settings, name) for name in names}
 
-    def _learned(self) -> dict[str, Any]:
-        learners = {name: learner.state_dict() for name, learner in self.learners.items()}
-        forks = {"forks": self.forks.state_dict()} if self.forks else {}
-        return {"learners": learners, "reward": self.reward.state_dict(), **forks}
+    def _passes(self) -> dict[str, int]:
+        return {"evaluations": self.evaluation.forwards, "backwards": self.evaluation.backwards}
 
-    def _restore(self, learned: Mapping[str, Any]) -> None:
-        for name, learner in self.learners.items():
-            learner.load_state_dict(learned["learners"][name])
-        self.reward.load_state_dict(learned["reward"])
-        if self.forks:
-            self.forks.load_state_dict(learned["forks"])
-
-    def _play(self, playback: Playback, step: int) -> bool:
-        due = playback.at(step)
-        if due is None or (self.decision and self.decision["recorded_at"] == due[0]):
-            return False
-        recorded_at, played = due
-        values = {}
+    def _put_in_force(self, step: int, decided: Decided) -> None:
+        by_channel: dict[str, dict[str, Any]] = {"summary": {}, "values": {}}
         for name, governed in self.governed.items():
-            multipliers = [played[name][unit.name] for unit in governed.channel.units]
-            values[name] = governed.pooled(torch.tensor(multipliers, dtype=torch.float64))
-        self._put_in_force(step, values, None, recorded_at=recorded_at)
-        return True
-
-    def _ruled(self) -> dict[str, Tensor]:
-        """The multipliers of the rule for the weights as they are."""
-        values = {}
-        for name, governed in self.governed.items():
-            weights = [weight for (weight,) in governed.weights]
-            found = rules.multipliers_of(self.settings.rule, governed.channel.units, weights, governed.bounds)
-            values[name] = governed.pooled(governed.within(found.log()))
-        return values
-
-    def _fork(self, forks: Forks, step: int) -> bool:
-        self._lost = self._channels_without_a_tensor()
-        if not self._lost:
-            forks.learn(step, self.count)
-            self.count += 1
-        self._agree()
-        self._put_in_force(step, forks.multipliers(forks.policy.mean, step), None, **forks.record())
-        return True
-
-    def _agree(self) -> None:
-        if sharded.world_size() > 1:  # ranks compute the same, but must not drift apart by rounding
-            self._restore(sharded.broadcast(self._learned()))
-
-    def _judge(self) -> Judgement | None:
-        """End the interval and learn from it; None where it is not judged."""
-        self._lost = self._channels_without_a_tensor()
-        loss, slopes = self.evaluation.measure(self.count, self._needs_slopes)
-        if self._needs_slopes and math.isfinite(loss) and not self._lost and not any(map(torch.any, slopes.values())):
-            self._warn(
-                "slopes",
-                "no multiplier of the sidecar had any effect on the held-out loss of the interval that ended",
-                "enclose the optimizer's steps in sidecar.applied(lr), and let heldout_loss depend on the weights",
-            )
-        judgement = self.reward.observe(loss)
-        self.count += 1
-        if judgement and self.settings.mode == "learn":
-            for name, learner in self.learners.items():
-                if name not in self._lost:
-                    learner.learn(judgement, slopes[name])
-        return judgement
-
-    def _channels_without_a_tensor(self) -> set[str]:
-        present, found = dict(self.model.named_parameters()), set()
-        for name, governed in self.governed.items():
-            if lost := governed.lost_tensors(present):
-                others = ", …" * (len(lost) > 1)
-                self._warn(f"lost {name}", f"channel '{name}' has lost {len(lost)} of its tensors ({lost[0]}{others})")
-                found.add(name)
-        return found
-
-    def _put_in_force(self, step: int, values: dict[str, Tensor], judgement: Judgement | None, **more: Any) -> None:
-        judged = judgement._asdict() if judgement else dict.fromkeys(Judgement._fields)
-        by_channel: dict[str, dict[str, Any]] = {"sigma": {}, "entropy": {}, "summary": {}, "values": {}}
-        for name, governed in self.governed.items():
-            if isinstance(governed, Learner) and self.playback is None and self.settings.mode != "rule":
-                by_channel["sigma"][name] = governed.policy.sigma
-                by_channel["entropy"][name] = governed.policy.entropy
-            multipliers, units = values[name].tolist(), governed.channel.units
-            by_channel["summary"][name] = governed.summary(values[name])
+            multipliers, units = decided.values[name].tolist(), governed.channel.units
+            by_channel["summary"][name] = governed.summary(decided.values[name])
             by_channel["values"][name] = {unit.name: value for unit, value in zip(units, multipliers, strict=True)}
             governed.channel.set(multipliers)
-        self.decision = {"step": step, **more, **judged, **self._spent(), **by_channel}
+        unknown = {**dict.fromkeys(Judgement._fields), "sigma": {}, "entropy": {}}
+        spent = self._passes() | self.source.spent()
+        self.decision = {"step": step, **unknown, **decided.record, **spent, **by_channel}

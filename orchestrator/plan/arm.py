@@ -18,6 +18,7 @@ from orchestrator.experiments.forks import has_forks
 from orchestrator.training.sidecar import planned_sidecar
 from sidecar import Sidecar
 from sidecar.channels.channel import Channel
+from sidecar.forks import Forks
 
 FP32 = 4  # bytes
 
@@ -73,8 +74,8 @@ class ArmPlan:
         """The sidecar's held-out passes, those of them with a backward pass, and the training steps of its forks."""
         sidecar = self.config.sidecar
         if has_forks(self.config):
-            forks = self._sidecar.forks
-            assert forks is not None
+            forks = self._sidecar.source
+            assert isinstance(forks, Forks)
             at = range(self.begins, self.config.train.steps, sidecar.interval)
             steps, passes = map(sum, zip(*(forks.cost(step) for step in at), strict=True))
             return passes, 0, steps

@@ -199,7 +199,7 @@ class Ridge(Descent):
 
 def means(sidecar: Sidecar, channel: str) -> list[float]:
     """The policy's mean log-multipliers, within their limits."""
-    learner = sidecar.learners[channel]
+    learner = sidecar.source.learners[channel]
     mean = learner.policy.mean(learner.policy.theta, learner.drawn["features"])
     return mean.clamp(*learner.limits).tolist()
 

@@ -46,11 +46,11 @@ def test_an_evaluation_that_fails_keeps_the_last_good_values(how: Any, named: li
 
     for step in range(3):
         begin(step)
-    values, policy = sidecar.multipliers("decay"), sidecar.learners["decay"].policy.state_dict()
+    values, policy = sidecar.multipliers("decay"), sidecar.source.learners["decay"].policy.state_dict()
     with pytest.warns(RuntimeWarning, match=naming(*named)):
         begin(3)
     assert sidecar.multipliers("decay") == values
-    assert sidecar.learners["decay"].policy.state_dict() == policy
+    assert sidecar.source.learners["decay"].policy.state_dict() == policy
     assert sidecar.record()["reward"] is None
     json.dumps(sidecar.state_dict(), allow_nan=False)
     begin(4)  # its interval began at an unknown loss

@@ -90,7 +90,7 @@ class Run:
 def test_a_run_whose_forks_teach_nothing_is_the_run_without_forks_bit_for_bit(optimizer: str, model: type) -> None:
     forking = Run(optimizer, model, policy_lr=0.0).run(31)
     plain = Run(optimizer, model, mode="replay").run(31)
-    assert forking.sidecar.forks.steps > 31
+    assert forking.sidecar.source.steps > 31
     assert equal(forking.tensors(), plain.tensors())
     assert torch.equal(torch.rand(3), Run(optimizer, model, mode="replay").run(31) and torch.rand(3))
     assert forking.sidecar.multipliers("decay") == plain.sidecar.multipliers("decay")
@@ -118,7 +118,7 @@ def test_each_fork_is_the_run_that_plays_its_coefficients() -> None:
     run = Run(coefficients={"decay": terms}, horizon=100.0, pairs=2).run(1)
     for number, (short, full) in enumerate(run.decided[0]["differences"]):
         losses = []
-        for c in Run(coefficients={"decay": terms}).sidecar.forks.policy.pair(run.sidecar.forks.policy.noise(number)):
+        for c in Run(coefficients={"decay": terms}).sidecar.source.policy.pair(run.sidecar.source.policy.noise(number)):
             played = Run(mode="replay", coefficients={"decay": dict(zip(terms, c.tolist(), strict=True))})
             losses.append([played.run(count).heldout(0).item() for count in (20, 11)])
         assert [short, full] == pytest.approx([losses[1][i] - losses[0][i] for i in (0, 1)], abs=1e-9)
@@ -130,8 +130,8 @@ def test_forks_go_on_to_the_end_of_the_run_and_no_further_and_are_counted() -> N
     lengths = [25, 25, 19, 13, 7, 1]
     assert [d["fork_steps"] for d in run.decided] == [4 * sum(lengths[: i + 1]) for i in range(6)]
     assert [d["evaluations"] for d in run.decided] == [8, 16, 20, 24, 28, 32]  # twice where the horizon is past 20
-    assert [run.sidecar.forks.cost(d["step"])[0] for d in run.decided] == [4 * n for n in lengths]
-    assert sum(run.sidecar.forks.cost(d["step"])[1] for d in run.decided) == 32
+    assert [run.sidecar.source.cost(d["step"])[0] for d in run.decided] == [4 * n for n in lengths]
+    assert sum(run.sidecar.source.cost(d["step"])[1] for d in run.decided) == 32
     assert [d["differences"][0][0] is None for d in run.decided] == [False] * 2 + [True] * 4
     assert run.decided[-1]["bias"]["pairs"] == 4
     assert run.decided[0]["coefficients"] != run.decided[1]["coefficients"]
@@ -214,7 +214,7 @@ def test_other_terms_do_not_resume() -> None:
 
 def test_a_rollout_in_which_multipliers_do_nothing_is_refused_at_once() -> None:
     run = Run()
-    run.sidecar.forks.rollout = lambda step, count: None
+    run.sidecar.source.rollout = lambda step, count: None
     before = run.tensors()
     with pytest.raises(ValueError, match=naming("applied", "rollout")):
         run.run(1)
@@ -229,7 +229,7 @@ def test_a_rollout_that_fails_at_first_is_an_error_and_later_a_warning() -> None
         if failing[0]:
             raise KeyError("no such file")
 
-    run.sidecar.forks.rollout = rollout
+    run.sidecar.source.rollout = rollout
     before = run.tensors()
     with pytest.raises(KeyError, match="no such file"):
         run.run(1)
@@ -247,13 +247,13 @@ def test_a_rollout_that_fails_at_first_is_an_error_and_later_a_warning() -> None
 
 def test_a_fork_that_diverges_does_not_count() -> None:
     run = Run().run(1)
-    run.sidecar.forks.rollout = lambda step, count: run.model.head.weight.data.fill_(math.nan)
-    mean = run.sidecar.forks.policy.mean.clone()
+    run.sidecar.source.rollout = lambda step, count: run.model.head.weight.data.fill_(math.nan)
+    mean = run.sidecar.source.policy.mean.clone()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run.run(6)
     assert [w.category for w in caught] == [RuntimeWarning]
-    assert torch.equal(run.sidecar.forks.policy.mean, mean)
+    assert torch.equal(run.sidecar.source.policy.mean, mean)
     assert run.decided[-1]["differences"] == [[None, None]]
     json.dumps(run.sidecar.state_dict(), allow_nan=False)
     assert all(t.isfinite().all() for t in run.tensors())

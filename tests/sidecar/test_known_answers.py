@@ -81,8 +81,8 @@ def test_factored_credit_estimates_the_same_gradient_with_less_variance() -> Non
         before = task.heldout_loss().item()
         for _ in range(interval):
             task.update(sidecar)
-        loss, slopes = sidecar.evaluation.measure(sidecar.count, True)
-        drawn.append((before - loss, sidecar.learners["decay"].drawn["noise"], slopes["decay"]))
+        loss, slopes = sidecar.evaluation.measure(sidecar.source.count, True)
+        drawn.append((before - loss, sidecar.source.learners["decay"].drawn["noise"], slopes["decay"]))
     baseline = float(np.mean([reward for reward, *_ in drawn]))
     estimates: dict[str, np.ndarray] = {}
     for name, unexplained in (("slopes", 0.0), ("control variate", 1.0)):

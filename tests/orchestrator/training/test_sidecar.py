@@ -36,7 +36,7 @@ def test_unsafe_bounds_are_the_users_error(small: list[str]) -> None:
 
 def test_a_rule_is_planned_for_the_channel_and_the_bounds_that_it_has(small: list[str]) -> None:
     sidecar = planned_sidecar(compose([*small, "model.width=64", "sidecar=alpha_decay"]))
-    assert (sidecar.settings.mode, sidecar.learners["decay"].bounds) == ("rule", (0.6666, 5))
+    assert (sidecar.settings.mode, sidecar.governed["decay"].bounds) == ("rule", (0.6666, 5))
     with pytest.raises(UserError, match=naming("'decay'", "0.1")):
         planned_sidecar(
             compose([*small, "model.width=64", "sidecar=alpha_decay", "optim.weight_decay=40", "optim.lr=1e-3"])
