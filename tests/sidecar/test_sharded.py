@@ -23,10 +23,11 @@ def ends() -> dict[str, list[dict[str, Any]]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize("credit", ["factored", "forks"])
 @pytest.mark.parametrize("loop", ["fsdp", "replicas"])
-def test_two_ranks_end_where_one_does(ends: dict[str, list[dict[str, Any]]], loop: str) -> None:
-    (alone,) = ends["alone"]
-    for rank in ends[loop]:
+def test_two_ranks_end_where_one_does(ends: dict[str, list[dict[str, Any]]], loop: str, credit: str) -> None:
+    (alone,) = ends[f"alone, {credit}"]
+    for rank in ends[f"{loop}, {credit}"]:
         assert rank["reward"] == pytest.approx(alone["reward"], abs=1e-6)
         for channel, values in alone["values"].items():
             assert rank["values"][channel] == pytest.approx(values, rel=1e-4)
@@ -34,23 +35,27 @@ def test_two_ranks_end_where_one_does(ends: dict[str, list[dict[str, Any]]], loo
     assert any(value != 1 for values in alone["values"].values() for value in values.values())
 
 
+@pytest.mark.parametrize("credit", ["factored", "forks"])
 @pytest.mark.parametrize("loop", ["fsdp", "replicas"])
-def test_ranks_hold_the_same_multipliers_to_the_last_bit(ends: dict[str, list[dict[str, Any]]], loop: str) -> None:
-    first, second = ends[loop]
+def test_ranks_hold_the_same_multipliers_to_the_last_bit(
+    ends: dict[str, list[dict[str, Any]]], loop: str, credit: str
+) -> None:
+    first, second = ends[f"{loop}, {credit}"]
     assert first["values"] == second["values"]
 
 
+@pytest.mark.parametrize("credit", ["factored", "forks"])
 @pytest.mark.parametrize("loop", ["alone", "fsdp", "replicas"])
-def test_a_held_out_backward_pass_leaves_no_trace_in_the_gradients(
-    ends: dict[str, list[dict[str, Any]]], loop: str
+def test_a_decision_leaves_no_trace_in_the_gradients(
+    ends: dict[str, list[dict[str, Any]]], loop: str, credit: str
 ) -> None:
-    assert all(rank["gradients_kept"] for rank in ends[loop])
+    assert all(rank["gradients_kept"] for rank in ends[f"{loop}, {credit}"])
 
 
 @pytest.mark.parametrize("loop", ["fsdp", "replicas"])
 def test_a_rule_sees_whole_matrices(ends: dict[str, list[dict[str, Any]]], loop: str) -> None:
-    (alone,) = ends["alone"]
-    first, second = ends[loop]
+    (alone,) = ends["alone, factored"]
+    first, second = ends[f"{loop}, factored"]
     assert first["ruled"] == second["ruled"] == pytest.approx(alone["ruled"], rel=1e-3)
     assert [min(alone["ruled"].values()), max(alone["ruled"].values())] == pytest.approx([0.1, 10.0])
 
