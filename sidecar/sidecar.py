@@ -225,6 +225,6 @@ class Sidecar:
             by_channel["summary"][name] = governed.summary(decided.values[name])
             by_channel["values"][name] = {unit.name: value for unit, value in zip(units, multipliers, strict=True)}
             governed.channel.set(multipliers)
-        unknown = {**dict.fromkeys(Judgement._fields), "sigma": {}, "entropy": {}}
+        unknown: dict[str, Any] = {**dict.fromkeys(Judgement._fields), "sigma": {}, "entropy": {}}
         spent = self._passes() | self.source.spent()
         self.decision = {"step": step, **unknown, **decided.record, **spent, **by_channel}
