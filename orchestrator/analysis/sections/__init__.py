@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.formatting import number
-from orchestrator.analysis.sections import costs, expectations, layers, losses, search, trajectory
+from orchestrator.analysis.sections import costs, expectations, forks, layers, losses, search, trajectory
 from orchestrator.analysis.sections.lineage import lineage
 from orchestrator.analysis.sections.section import Section, TableCell
 
@@ -20,6 +20,7 @@ def sections(c: Comparison) -> list[Section]:
     found = [lineage(c), *_across_arms(c)]
     for arm in c.compared:
         found += [*_of_arm(c, arm), layers.flattening(c, arm), layers.budgets(c, arm), *layers.multipliers(c, arm)]
+        found.append(forks.horizons(c, arm))
     if not many_arms(c):
         found += [layers.spreads(c), layers.write_spreads(c)]
     found += [*_without_pairs(c), *trajectory.tables(c), search.trials(c), search.screened(c), costs.verdict_costs(c)]

@@ -163,6 +163,10 @@ HOSTILE: dict[str, tuple[Harm, str]] = {
     **{f"no {key}": (undecided(key), f"sidecar has no '{key}'") for key in ("evaluations", "backwards", "values")},
     "evaluations a word": (decided(evaluations="a"), "evaluations = 'a'"),
     "backwards negative": (decided(backwards=-1), "backwards = -1"),
+    "fork steps a word": (decided(fork_steps="a"), "fork_steps = 'a'"),
+    "differences a word": (decided(differences="a"), "differences = 'a'"),
+    "a difference of three horizons": (decided(differences=[[1, 2, 3]]), "differences.0 is not of two horizons"),
+    "a difference a word": (decided(differences=[[1, "a"]]), "'a'"),
     "values a word": (decided(values={"decay": "x"}), "sidecar.values.decay is not a mapping"),
     "no unit": (decided(values={"decay": {}}, at=0), "sidecar.values.decay has no unit"),
     **{

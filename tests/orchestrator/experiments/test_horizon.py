@@ -10,6 +10,7 @@ import pytest
 from orchestrator.config.schema import (
     BranchConfig,
     Config,
+    Credit,
     OptimConfig,
     Schedule,
     SidecarConfig,
@@ -81,6 +82,12 @@ def test_a_sidecar_decides_at_the_last_step_of_no_run() -> None:
     run = config(100, schedule=Schedule.constant)
     run.sidecar = SidecarConfig(mode=SidecarMode.learn)
     assert exact_until(run) == 99
+    run.sidecar.credit, run.optim.lr, run.optim.weight_decay = Credit.forks, 0.002, 2.5
+    run.sidecar.horizon = 0.1  # of 200 steps: later than 80, forks end with the run
+    assert exact_until(run) == 80
+    run.sidecar.horizon = 1.0
+    assert exact_until(run) is None
+    run.sidecar.credit = Credit.factored
     run.sidecar.features = ["progress"]  # the share of the run that is behind it
     assert exact_until(run) is None
     run.sidecar.mode = SidecarMode.fixed
