@@ -6,6 +6,7 @@ from models.attention import SHORT, blocks
 from models.head_loss import chunk
 from models.spec import NORMS, DecoderSpec, LayerShape, body_params, matmul_params, num_params
 from orchestrator.config.schema import Config, Decay, Precision
+from orchestrator.experiments.forks import has_forks
 from orchestrator.interventions.documents import AT_ONCE
 
 FP32, BF16 = 4, 2  # bytes
@@ -31,7 +32,8 @@ def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> flo
     )
     gradients = FP32 * params / ranks
     copies = params if config.optim.decay == Decay.cautious else 0  # of the weights before the step
-    standing = FP32 * (3 * params + copies + traces) / ranks
+    aside = 4 * params if has_forks(config) else 0  # weights, moments and gradients of the run while it is forked
+    standing = FP32 * (3 * params + copies + traces + aside) / ranks
     return standing + (passing + gradients if rows < train.batch_size else max(passing, gradients))
 
 
