@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +47,7 @@ class Evaluation:
         sizes = [1, *(len(zero) for zero in zeros.values() if differentiate)]
         first, failure = not self.forwards, None
         try:
-            watching: AbstractContextManager[Sequence[str]] = dropout.watched(self.model) if first else nullcontext(())
-            with watching as dropping:
+            with dropout.watched(self.model if first else nn.Identity()) as dropping:
                 loss, slopes = self._differentiate(interval) if differentiate else (self._loss(interval), {})
             columns = [loss.detach().view(1), *slopes.values()]
             numbers = torch.cat([column.double().to(loss.device) for column in columns])
@@ -59,7 +57,7 @@ class Evaluation:
             if not first:
                 self.warn("evaluation", f"the held-out evaluation failed ({type(error).__name__}: {error})")
             numbers = torch.full((sum(sizes),), math.nan, dtype=torch.float64, device=self.parameters[0].device)
-            failure, dropping = error, ()
+            failure, dropping = error, []
         value, *found = sharded.all_reduce_mean(numbers).cpu().split(sizes)  # one wait for the device
         if first:
             self._check_first(value.item(), failure, dropping)

@@ -25,7 +25,7 @@ os.environ.pop("COLUMNS", None)  # xdist sets it, and it would be the width of e
 SMALL = (
     "model.layers=3", "model.width=16", "model.head_dim=4", "train.steps=12", "train.batch_size=2",
     "train.seq_len=32", "train.log_every=2", "train.eval_every=4", "train.checkpoint_every=4", "forensics.every=6",
-    "forensics.trace_steps=2", "forensics.resamples=2", "data.train_tokens=4096", "data.heldout_tokens=160",
+    "forensics.trace_steps=2", "forensics.resamples=2", "data.train_tokens=4096", "data.heldout_tokens=512",
     "tracker=off",
 )  # fmt: skip
 
