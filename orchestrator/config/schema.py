@@ -134,9 +134,7 @@ class SidecarConfig:
     warmup: int = 3  # first intervals, without reward, since the loss falls there in any case
     bounds: dict[str, Any] = field(default_factory=dict)  # channel → [least, largest multiplier]
     lr_max: float = 0.02  # largest learning rate that lr_scale may reach
-    coefficients: dict[str, Any] = field(
-        default_factory=dict
-    )  # channel → {term: coefficient}, a formula; forks learn it
+    coefficients: dict[str, Any] = field(default_factory=dict)  # channel → {term: coefficient}; forks learn them
     mean_matched: bool = False  # the parameter-weighted mean multiplier of a channel is 1
 
 
