@@ -139,7 +139,7 @@ class Forks(Source):
             self.governed[channel].channel.set(values.tolist())
 
     def _record(self) -> dict[str, Any]:
-        """What the record says of the last decision.
+        """The record of the last decision.
 
         `coefficients` in force; `differences`: of each pair, the reward of μ + σz less that of μ − σz at the short and
         at the full horizon (null: not judged); the `bias` so far.

@@ -1,4 +1,4 @@
-"""What a sidecar may do to one channel: the bounds of its multipliers, and the units that share one."""
+"""The limits of one channel: the bounds of its multipliers, and the units that share one."""
 
 from __future__ import annotations
 

@@ -31,9 +31,8 @@ class Learning(Source):
         model: nn.Module,
         warn: WarnOnce,
     ) -> None:
-        self.settings, self.learners, self.evaluation, self.model, self.warn = (
-            settings, learners, evaluation, model, warn,
-        )  # fmt: skip
+        self.settings, self.learners, self.evaluation = settings, learners, evaluation
+        self.model, self.warn = model, warn
         self.interval = settings.interval
         self.reward = Reward(settings.baseline_decay, settings.warmup)
         self.count = 0  # intervals ended
@@ -42,7 +41,7 @@ class Learning(Source):
         self.needs_slopes = settings.mode == "learn" and any(x.credit.needs_gradient for x in learners.values())
         if self.needs_slopes:
             for learner in learners.values():
-                learner.channel.follow(**({"carried": True} if settings.trace == "run" else {}))
+                learner.channel.follow(carried=settings.trace == "run")
 
     def decide(self, step: int) -> Decided:
         judgement = self._judge() if self.begun else None

@@ -98,7 +98,7 @@ class Sidecar:
         parameters: Mapping[str, Tensor],
         warn: WarnOnce,
     ) -> Source:
-        """What chooses the multipliers; the largest that it may choose are checked."""
+        """The source of the multipliers. Raises `ValueError` where the largest that it may choose is not safe."""
         chosen, units = self.settings, {name: channel.units for name, channel in self.channels.items()}
         if chosen.coefficients and not chosen.forks:
             playback = decisions_of(chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched)

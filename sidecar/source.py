@@ -30,7 +30,7 @@ class Source:
         return None
 
     def spent(self) -> dict[str, int]:
-        """What the decisions so far have cost beside held-out passes, name → count."""
+        """The cost of the decisions so far, held-out passes left out: name → count."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

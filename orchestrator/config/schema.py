@@ -239,7 +239,7 @@ class NotifyConfig:
 
 @dataclass
 class DecideConfig:
-    """When a question is decided (SCIENCE §8). With `seeds: auto`, pairs are added until the loss of each arm is."""
+    """The rule by which a question is decided (SCIENCE §8); `seeds: auto` adds pairs until the loss of each arm is."""
 
     margin: float = 0.0025  # share of the baseline's loss within which a difference counts as none
     min: int = 7  # seeds: auto: pairs at the first look; where twelve may come, six cannot decide yet

@@ -16,7 +16,7 @@ from orchestrator.storage.files import write_whole
 
 @dataclass(frozen=True)
 class Effect:
-    """How much the validation loss differs between two values of a key, on average over the other keys' values."""
+    """The mean difference in validation loss between two values of a key, over the values of the other keys."""
 
     key: str
     low: float

@@ -1,4 +1,4 @@
-"""What of a run depends on `train.steps`, its horizon; and so, how far a longer run is the same run."""
+"""The steps that a run shares with every longer one: those before anything depends on `train.steps`, its horizon."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class ArmPlan:
         return self.updates * train.batch_size * train.seq_len
 
     def _own(self, steps: Iterable[int]) -> set[int]:
-        """Those of `steps` that the cell trains; where it has no trunk, step 0 too."""
+        """The ones of `steps` that the cell trains; where it has no trunk, step 0 too."""
         return {step for step in steps if step > self.begins or self.begins == 0}
 
     @property

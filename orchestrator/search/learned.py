@@ -1,4 +1,4 @@
-"""What a search learned about the sidecar, as a choice of `sidecar=` (`search/learned.yaml`)."""
+"""The sidecar that a search learned, written as a choice of `sidecar=` (`search/learned.yaml`)."""
 
 from __future__ import annotations
 

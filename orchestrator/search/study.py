@@ -70,7 +70,7 @@ class Study:
         return [trial.value if trial.state.is_finished() else None for trial in self._study.trials]
 
     def effects(self) -> list[Effect]:
-        """What the keys do to the loss, as far as the method measures it."""
+        """The effects of the keys on the loss; empty where the method measures none."""
         return self.method.effects(self.search, self.space, self.losses)
 
     def waiting(self) -> list[int]:

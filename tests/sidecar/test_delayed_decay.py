@@ -1,4 +1,4 @@
-"""What decay does late is learned by looking far ahead, and missed by looking 20 steps ahead, at every seed.
+"""A long look ahead learns the late effect of decay, and a look of 20 steps misses it, at every seed.
 
 `pytest -s` prints what was learned beside the best value.
 """

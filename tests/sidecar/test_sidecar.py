@@ -134,7 +134,7 @@ def test_learning_needs_one_evaluation_per_interval_and_leaves_no_gradient() -> 
 
 
 def test_a_trace_of_the_run_is_that_of_one_interval_as_long() -> None:
-    """Of decay, with multipliers that change: the recursion of the weights' own gain, by hand."""
+    """The trace of decay, with multipliers that change, is the recursion of the weights' own gain, by hand."""
     settings = {"trace": "run", "unexplained": 0.0}
     loop = Loop(**settings)
     traces = [torch.zeros(6, 6)]

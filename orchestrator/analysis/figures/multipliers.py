@@ -23,10 +23,8 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
     if not stacks:
         return None
     kinds = {name: list(dict.fromkeys(stack[0].kinds)) for name, stack in stacks.items()}
-    cols, depth = (
-        max(map(len, kinds.values())),
-        1 + max(layer or 0 for stack in stacks.values() for layer in stack[0].layers),
-    )
+    cols = max(map(len, kinds.values()))
+    depth = 1 + max(layer or 0 for stack in stacks.values() for layer in stack[0].layers)
     title = "Multipliers over training, geometric mean over seeds"
     titles = [kind for own in kinds.values() for kind in [*own, *[""] * (cols - len(own))]]
     figure = panels(len(stacks), cols, 14 * depth + 50, titles, title, gap=84)
@@ -49,9 +47,10 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
         for col, kind in enumerate(kinds[name], start=1):
             own = [i for i, k in enumerate(first.kinds) if k == kind]
             z = logs[:, own].T
+            where = "" if first.layers[own[0]] is None else ", layer %{y}"
             figure.add_heatmap(
                 x=first.steps, y=[first.layers[i] or 0 for i in own], z=z, customdata=2**z, coloraxis="coloraxis",
-                hovertemplate="step %{x}, layer %{y}: × %{customdata:.2f}<extra></extra>", row=row, col=col,
+                hovertemplate=f"step %{{x}}{where}: × %{{customdata:.2f}}<extra></extra>", row=row, col=col,
             )  # fmt: skip
         figure.add_annotation(
             text=f"<b>{short(name, 80)}</b>", hovertext=escaped(name), x=0, xref="x domain", xanchor="left", y=1,

@@ -1,4 +1,4 @@
-"""What the report says of a short look ahead: computed by hand from the decisions of the metrics logs."""
+"""The report on a short look ahead, against counts by hand from the decisions of the metrics logs."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.figures import draw
+from orchestrator.analysis.figures.multipliers import multiplier_maps
 from orchestrator.analysis.multipliers import agreement
 from orchestrator.analysis.report import verdict
 from orchestrator.analysis.sections import sections
@@ -46,8 +47,15 @@ def test_what_lies_outside_the_layers_has_a_row_without_a_layer(experiment: Writ
             record["sidecar"]["values"]["decay"]["model.embed_tokens.weight"] = 2.0
 
     edit_metrics(root / "variable/seed=0", add)
-    table = compute(root).tables["sidecar"].set_index(["arm", "seed", "unit"])
+    c = compute(root)
+    table = c.tables["sidecar"].set_index(["arm", "seed", "unit"])
     assert table.loc[("variable", 0, "model.embed_tokens.weight"), ["layer"]].isna().all()
+    drawing = multiplier_maps(c)
+    assert drawing is not None
+    told = [trace.hovertemplate for trace in drawing.plot.data]
+    assert [("layer" in text) for text in told] == [True] * (len(told) - 1) + [
+        False
+    ]  # the embedding's panel is the last
     assert table.loc[("variable", 0, TENSORS[2]), "layer"] == 1
 
 

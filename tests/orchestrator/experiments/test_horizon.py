@@ -1,4 +1,4 @@
-"""How far a longer run is the same run: the learning rates themselves are the reference."""
+"""The step up to which a longer run is the same run, against the learning rates themselves."""
 
 from __future__ import annotations
 
