@@ -94,7 +94,7 @@ COMPLETED = {
     "layer-roles wid": ["width.", "width="],
     "layer-roles +expe": ["+experiment="],
     "layer-roles run +experiment=width_": ["width_ablation", "width_x_decay"],
-    "layer-roles run width=ramp optim.l": ["optim.lr="],
+    "layer-roles run width=ramp optim.l": ["optim.layer_lr.", "optim.lr="],
     "layer-roles width=r": ["ramp"],
     "layer-roles run --multi": ["--multirun"],
     "layer-roles status --wat": ["--watch"],
