@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -25,9 +26,12 @@ os.environ.pop("COLUMNS", None)  # xdist sets it, and it would be the width of e
 SMALL = (
     "model.layers=3", "model.width=16", "model.head_dim=4", "train.steps=12", "train.batch_size=2",
     "train.seq_len=32", "train.log_every=2", "train.eval_every=4", "train.checkpoint_every=4", "forensics.every=6",
-    "forensics.trace_steps=2", "forensics.resamples=2", "data.train_tokens=4096", "data.heldout_tokens=512",
+    "forensics.trace_steps=2", "forensics.resamples=2", "data.train_tokens=4096", "data.heldout_tokens=160",
     "tracker=off",
 )  # fmt: skip
+
+
+TRAINED: pytest.StashKey[dict[tuple[str, ...], Path]] = pytest.StashKey()  # overrides → outputs
 
 
 @pytest.hookimpl(wrapper=True)
@@ -81,6 +85,24 @@ def orchestrate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
         return main()
 
     return call
+
+
+@pytest.fixture
+def trained(
+    orchestrate: Callable[..., int], small_cell: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[..., Path]:
+    """`trained("name=x", …)`: the directory of that experiment, trained once in a test process and then copied."""
+
+    def copy_of(*overrides: str) -> Path:
+        kept = request.session.stash.setdefault(TRAINED, {})
+        if overrides not in kept:
+            kept[overrides] = request.getfixturevalue("tmp_path_factory").mktemp("trained") / "outputs"
+            assert orchestrate(*small_cell, *overrides, f"root={kept[overrides]}", "launcher=debug") == 0
+        shutil.copytree(kept[overrides], tmp_path / "outputs", symlinks=True)
+        (name,) = (word.partition("=")[2] for word in overrides if word.startswith("name="))
+        return tmp_path / "outputs" / name
+
+    return copy_of
 
 
 @pytest.fixture(scope="module")

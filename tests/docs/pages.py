@@ -110,6 +110,7 @@ def reduced(argv: list[str], small: tuple[str, ...]) -> list[str]:
     more = [word for word in (*BESIDE, *several) if word.partition("=")[0] not in given]
     fewer = [f"train.steps={max(12, int(word[12:]) // 8)}" for word in argv if word.startswith("train.steps=")]
     fewer += ["decide.min=2", "decide.max=2"] if "seeds=auto" in argv else []
+    fewer += ["search.trials=3", "search.batch=3"] if "+experiment=lr_search" in argv else []
     return [*argv, *(word for word in small if word != "tracker=off"), *more, *fewer]
 
 
@@ -148,10 +149,15 @@ class Section:
         """True where the section changes the code: its commands then run in processes that see the change."""
         return any((block.file or "").split("/")[0] in CODE[:3] for block in self.blocks)
 
+    @property
+    def has_outputs(self) -> bool:
+        """True where the section speaks of what the default experiment left, and of the layers of its model."""
+        return any("outputs/" in block.text for block in self.blocks)
+
     def prepare(self, trained: Path) -> None:
         """Lay out what the blocks of the section take for granted."""
         self.directory.mkdir(parents=True)
-        if any("outputs/" in block.text for block in self.blocks):
+        if self.has_outputs:
             shutil.copytree(trained / "outputs", self.directory / "outputs")
         if self.patched:
             copy_code(self.directory)

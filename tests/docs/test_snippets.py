@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -61,13 +62,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, narrow: tuple[str, ...]) -
 
 @pytest.fixture(scope="session")
 def sections(
-    trained: Path, tmp_path_factory: pytest.TempPathFactory, narrow: tuple[str, ...]
+    tmp_path_factory: pytest.TempPathFactory, small_cell: tuple[str, ...], narrow: tuple[str, ...]
 ) -> dict[tuple[str, str], Section]:
     """Page and heading → its blocks, in a directory of their own that is laid out when the first of them is run."""
     base = tmp_path_factory.mktemp("sections")
+    found = (Section(blocks, base / str(number), small_cell) for number, blocks in enumerate(SECTIONS))
     return {
-        (blocks[0].page, blocks[0].section): Section(blocks, base / str(number), narrow)
-        for number, blocks in enumerate(SECTIONS)
+        (one.blocks[0].page, one.blocks[0].section): replace(one, small=narrow) if one.has_outputs else one
+        for one in found
     }
 
 
@@ -97,20 +99,14 @@ def test_a_block_that_cannot_run_here_parses(
 
 
 LINTS = ("python docs/generate_keys.py", "ruff check .", "ruff format --check .", "mypy", "lint-imports")
-NEIGHBOURS = (  # tests of the tables that the recipes extend
+NEIGHBOURS = (  # tests of tables that several recipes extend, or none runs by itself
     "docs/test_keys.py",
-    "orchestrator/analysis/test_figures.py",
     "orchestrator/forensics/architecture/test_families.py::test_special_entries_stand_before_general_ones",
-    "orchestrator/forensics/measures/test_gauge.py",
     "orchestrator/forensics/measures/test_table.py",
-    "orchestrator/forensics/measures/test_top_share.py",
     "orchestrator/forensics/roles",
-    "orchestrator/schedulers/test_shell.py",
     "orchestrator/storage/test_format.py",
     "sidecar/test_channels.py",
     "sidecar/test_refusals.py",
-    "sidecar/test_sidecar.py",
-    "sidecar/test_sparsity.py",
 )
 
 

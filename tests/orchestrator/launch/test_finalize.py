@@ -187,11 +187,9 @@ def in_the_queues_job(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def pair(small: list[str], orchestrate: Callable[..., int], tmp_path: Path) -> Path:
+def pair(trained: Callable[..., Path]) -> Path:
     """The directory of one finished pair, a and b at seed 0."""
-    words = [*small, "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "name=x"]
-    assert orchestrate(*words, "seeds=[0]", "launcher=debug") == 0
-    return tmp_path / "outputs/x"
+    return trained("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "name=x", "seeds=[0]")
 
 
 @pytest.mark.parametrize("may_submit", [True, False])

@@ -19,14 +19,14 @@ from orchestrator.storage.event_log import EventLog
 from tests.naming import names
 
 Orchestrate = Callable[..., int]
-COMMON = ("launcher=debug", "name=mine", "++arms={a: [], b: ['width=ramp']}", "declared=[width]")
+ARMS = ("name=mine", "++arms={a: [], b: ['width=ramp']}", "declared=[width]")
+COMMON = (*ARMS, "launcher=debug")
 
 
 @pytest.fixture
-def finished(orchestrate: Orchestrate, small: list[str], tmp_path: Path) -> Path:
+def finished(trained: Callable[..., Path]) -> Path:
     """An experiment of two finished cells."""
-    assert orchestrate(*small, *COMMON, "seeds=[0]") == 0
-    return tmp_path / "outputs/mine"
+    return trained(*ARMS, "seeds=[0]")
 
 
 def results(directory: Path) -> dict[str, str]:

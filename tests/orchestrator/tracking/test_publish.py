@@ -41,10 +41,9 @@ def tracker_of(directory: Path) -> dict[str, object]:
 
 
 @pytest.fixture
-def untracked(orchestrate: Orchestrate, small: list[str], tmp_path: Path) -> Path:
+def untracked(trained: Callable[..., Path]) -> Path:
     """A finished experiment whose tracker was off."""
-    assert orchestrate(*small, *ARMS) == 0
-    return tmp_path / "outputs/mine"
+    return trained(*ARMS)
 
 
 def test_finished_cells_are_sent_later(untracked: Path, capsys: pytest.CaptureFixture[str]) -> None:
