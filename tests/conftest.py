@@ -52,9 +52,10 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture(scope="session")
-def small_cell() -> tuple[str, ...]:
-    """Overrides of a cell that trains in a second."""
-    return SMALL
+def small_cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Overrides of a cell that trains in a second. All cells, of every process, share their prepared texts."""
+    base = tmp_path_factory.getbasetemp()
+    return (*SMALL, f"data.cache_dir={(base.parent if base.name.startswith('popen-') else base) / 'texts'}")
 
 
 @pytest.fixture

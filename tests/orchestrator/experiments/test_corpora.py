@@ -28,7 +28,11 @@ def train(orchestrate: Orchestrate, small: list[str], tmp_path: Path) -> Callabl
     write(tmp_path / "notes.jsonl", TEXTS)
 
     def run(seeds: str, *more: str) -> int:
-        text = ("data=files", f"data.domains.text.path={tmp_path}/notes.jsonl")
+        text = (
+            "data=files",
+            f"data.domains.text.path={tmp_path}/notes.jsonl",
+            f"data.cache_dir={tmp_path}/outputs/.data",
+        )
         arms = ("name=mine", "++arms={a: [], b: ['optim.lr=0.001']}", "declared=[optim.lr]")
         return orchestrate(*small, *text, *arms, "launcher=debug", f"seeds={seeds}", *more)
 

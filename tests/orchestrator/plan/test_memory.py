@@ -88,7 +88,9 @@ class Held(TorchDispatchMode):
         self.bytes -= size
 
 
-@pytest.mark.parametrize("more", [("width=ramp",), ("model.width=128", "model.layers=2", "train.seq_len=300")])
+@pytest.mark.parametrize(
+    "more", [("width=ramp",), ("model.width=128", "model.layers=2", "train.seq_len=300", "data.heldout_tokens=512")]
+)
 def test_interventions_hold_what_is_counted(
     more: tuple[str, ...], orchestrate: Orchestrate, small: list[str], tmp_path: Path
 ) -> None:
