@@ -96,6 +96,8 @@ def log_multipliers(coefficients: Mapping[str, float], units: Sequence[Unit], pr
     """`Σ_k c_k·φ_k`, [units], float64. Raises `ValueError` for an unknown term, or a coefficient that is no number."""
     total = torch.zeros(len(units), dtype=torch.float64)
     for term, coefficient in coefficients.items():
+        if not isinstance(term, str):
+            raise ValueError(f"a formula has no term {term!r}: terms are names.")
         if not isinstance(coefficient, int | float) or not math.isfinite(coefficient):
             raise ValueError(f"the coefficient {term}={coefficient} must be a finite number.")
         total += coefficient * values_of(term, units, progress)

@@ -81,6 +81,7 @@ class Forks(Source):
         return found
 
     def decide(self, step: int) -> Decided:
+        self.differences = []
         if not without_a_tensor(self.model, self.governed, self.warn):
             self._learn(step, self.count)
             self.count += 1
@@ -98,7 +99,7 @@ class Forks(Source):
         """
         noises = [self.policy.noise(number * self.settings.pairs + i) for i in range(self.settings.pairs)]
         noises = sharded.broadcast(noises)  # every rank may have its own seed
-        self.differences, self.is_busy = [], True
+        self.is_busy = True
         try:
             pairs = [[self._fork(c, step, number) for c in self.policy.pair(noise)] for noise in noises]
         except Exception as error:  # whatever it is, training goes on

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +33,16 @@ def permute(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step
     """
     layers = sorted({unit.layer for group in units.values() for unit in group if unit.layer is not None})
     order = [layers[i] for i in torch.randperm(len(layers), generator=generator_of(seed, "sidecar", "permute"))]
-    source: dict[int | None, int] = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    source = dict(zip(order, [*order[1:], *order[:1]], strict=True))
     permuted: Values = {}
     for channel, group in units.items():
-        at = {(unit.kind, unit.layer): unit.name for unit in group}
-        permuted[channel] = {
-            unit.name: values[channel][at.get((unit.kind, source.get(unit.layer)), unit.name)] for unit in group
+        at = {(unit.kind, unit.layer): values[channel][unit.name] for unit in group if unit.layer is not None}
+        exchanged = {
+            unit.name: at[unit.kind, source[unit.layer]]
+            for unit in group
+            if unit.layer is not None and (unit.kind, source[unit.layer]) in at
         }
+        permuted[channel] = values[channel] | exchanged
     return permuted
 
 
@@ -130,7 +135,15 @@ class Playing(Source):
         return Decided(values, {"recorded_at": self.recorded_at})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"recorded_at": self.recorded_at}
+        return {"recorded_at": self.recorded_at, "digest": self._digest(self.recorded_at)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.recorded_at = state["recorded_at"]
+        """What is in force stays so where this playback has it too; a branch that plays another one plays it now."""
+        recorded_at = state["recorded_at"]
+        same = state.get("digest") in (None, self._digest(recorded_at))  # None: the state of an older version
+        self.recorded_at = recorded_at if same else None
+
+    def _digest(self, recorded_at: int | None) -> str | None:
+        """A digest of the multipliers that were recorded at this step; None where there are none."""
+        found = None if recorded_at is None else self.playback.at(recorded_at)
+        return None if found is None else hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()

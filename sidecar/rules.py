@@ -78,9 +78,24 @@ def check(name: str, units: Sequence[Unit]) -> None:
         )
 
 
-def multipliers_of(name: str, units: Sequence[Unit], weights: Sequence[Tensor], bounds: Bounds) -> Tensor:
-    """The rule's multiplier of every unit, [units], float64. Every rank must call it where weights are sharded."""
+def multipliers_of(
+    name: str, units: Sequence[Unit], weights: Sequence[Tensor], bounds: Bounds, mean_matched: bool = False
+) -> Tensor:
+    """The rule's multiplier of every unit, [units], float64. Every rank must call it where weights are sharded.
+
+    `mean_matched`: those of the judged units are divided by their parameter-weighted mean, and are then bound to
+    nothing; the other units keep 1.
+    """
     rule = RULES[name]
-    judged = rule.judges(units)
-    given = iter(rule.multipliers([w for w, judge in zip(weights, judged, strict=True) if judge], bounds))
-    return torch.tensor([next(given) if judge else 1.0 for judge in judged], dtype=torch.float64)
+    judged = torch.tensor(rule.judges(units))
+    weights_of = [weight for weight, judge in zip(weights, judged.tolist(), strict=True) if judge]
+    given = torch.tensor(rule.multipliers(weights_of, bounds), dtype=torch.float64)
+    if mean_matched:
+        sizes = torch.tensor([float(unit.size) for unit in units], dtype=torch.float64)[judged]
+        given = given * sizes.sum() / (sizes @ given)
+    return torch.ones(len(units), dtype=torch.float64).masked_scatter(judged, given)
+
+
+def largest(bounds: Bounds, mean_matched: bool) -> float:
+    """The largest multiplier that a rule can give."""
+    return bounds[1] / bounds[0] if mean_matched else bounds[1]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sidecar import rules
 from sidecar.channels import CHANNELS, Channel, DecayChannel
 from sidecar.coefficients import decisions_of
 from sidecar.evaluation import Evaluation, Heldout, WarnOnce
@@ -104,18 +105,26 @@ class Sidecar:
             playback = decisions_of(chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched)
         played = None if playback is None else Playback(playback, units, chosen.mode, chosen.seed)
         for name, governed in self.governed.items():
-            largest = 1.0 if chosen.mode == "fixed" else played.largest(name) if played else governed.bounds[1]
-            governed.channel.check(largest, chosen)
+            governed.channel.check(self._largest(name, governed, played), chosen)
         if chosen.mode == "fixed":
             return Source()
         if played:
             return Playing(played, self.governed)
         if chosen.mode == "rule":
-            return Ruling(chosen.rule, chosen.interval, self.governed)
+            return Ruling(chosen, self.governed)
         if chosen.forks and rollout is not None:
             return Forks(chosen, self.governed, self.evaluation, self.model, optimizer, rollout, warn)
         learners = {name: Learner(c, parameters, chosen, optimizer) for name, c in self.channels.items()}
         return Learning(chosen, learners, self.evaluation, self.model, warn)
+
+    def _largest(self, name: str, governed: Governed, played: Playback | None) -> float:
+        """The largest multiplier that the source may choose in this channel."""
+        if played is not None:
+            return played.largest(name)
+        chosen = self.settings
+        if chosen.mode == "rule":
+            return rules.largest(governed.bounds, chosen.mean_matched)
+        return 1.0 if chosen.mode == "fixed" else governed.bounds[1]
 
     def before_step(self, step: int) -> bool:
         """Call before every training step; True where an interval begins, with multipliers that may be new.

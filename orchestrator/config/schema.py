@@ -270,7 +270,7 @@ class SearchConfig:
     finalists: int = 1  # best settings that become arms
     seed: int = 1_000_000  # of the explored runs; no pair may have it
     sigma: float = 0.5  # reinforce: how far it tries from the middle of a range, and then from its mean, in half-ranges
-    rate: float = 0.1  # reinforce: how far its mean moves for a batch, as a share of sigma
+    rate: float = 0.6  # reinforce: how far its mean moves for batch k, over √k, as a share of sigma
 
 
 @dataclass

@@ -29,7 +29,8 @@ def exact_until(config: Config) -> int | None:
         until = steps - 1 if _decides(config) else steps  # at the last step, a sidecar makes no decision
     if not has_forks(config):
         return until
-    until = min(until, steps - steps_ahead(config))  # later forks end with the run
+    falls = until if optim.schedule == Schedule.wsd else steps
+    until = falls - steps_ahead(config)  # later forks train at rates, or end at a step, of this length alone
     return until if until >= (begins or 0) else begins
 
 

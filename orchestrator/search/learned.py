@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -34,4 +35,5 @@ def choice(config: Config) -> dict[str, Any]:
     """The keys of the sidecar that differ from their defaults, with mode and channels, as a file of `conf/sidecar/`."""
     own, usual = asdict(config.sidecar), asdict(SidecarConfig())
     kept = {key: value for key, value in own.items() if key in ("mode", "channels") or value != usual[key]}
-    return {"mode": str(kept.pop("mode")), **kept}
+    plain = {key: str(value) if isinstance(value, StrEnum) else value for key, value in kept.items()}
+    return {"mode": plain.pop("mode"), **plain}

@@ -101,6 +101,7 @@ def _policy(search: SearchConfig, losses: Losses, over: int) -> CoefficientPolic
     for first in range(0, over, search.batch):
         batch = rewards[first : first + search.batch]
         pairs = list(zip(batch[::2], batch[1::2], strict=True))
+        policy.rate = search.rate / math.sqrt(1 + first // search.batch)
         policy.learn([_noise(policy, first // 2 + i) for i in range(len(pairs))], pairs)
         policy.mean = _inside(policy.mean, search.sigma)
     return policy

@@ -32,12 +32,12 @@ def design(factors: int) -> Array:
 def main_effects(levels: Array, losses: Sequence[float | None]) -> tuple[Array, Array]:
     """Every factor's mean difference in loss between its two levels, and the standard error of that, [factors] each.
 
-    `levels`: of `design`, whose runs may have no loss; both runs of such a pair are left out. Fewer than two pairs say
-    nothing: their effects are 0, with infinite errors.
+    `levels`: of `design`, whose runs may have no loss; both runs of such a pair are left out. Where fewer than two
+    pairs, or fewer than there are factors, are left, factors are not told apart: effects are 0, with infinite errors.
     """
     pairs = np.array([math.nan if loss is None else loss for loss in losses], dtype=float).reshape(-1, 2)
     known = np.isfinite(pairs).all(axis=1)
-    if known.sum() < 2:
+    if known.sum() < 2 or np.linalg.matrix_rank(levels[::2][known]) < levels.shape[1]:
         return np.zeros(levels.shape[1]), np.full(levels.shape[1], math.inf)
     plus, minus = pairs[known].T
     odd, even = (plus - minus) / 2, (plus + minus) / 2  # an interaction of two factors is even

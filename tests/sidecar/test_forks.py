@@ -19,6 +19,7 @@ from sidecar.bias import HorizonBias
 from sidecar.channels import DecayChannel
 from sidecar.channels.channel import Arithmetic
 from sidecar.fork import forked
+from sidecar.settings import Settings
 from tests.naming import naming
 from tests.sidecar.loop import Model, X, Y, equal
 
@@ -54,7 +55,7 @@ class Run:
         defaults = {
             "lr": 1e-2, "weight_decay": 2.0, "seed": 0, "interval": 6, "steps": 31, "credit": "forks", "pairs": 1,
             "horizon": 0.5, "policy_lr": 1.0, "coefficients": COEFFICIENTS, "optimizer": self.optimizer,
-            "rollout": self.train if forks else None, "bounds": {"decay": (0.1, 4.0)},
+            "rollout": self.train if forks else None, "bounds": {"decay": (0.1, 4.0)} if forks else None,
         }  # fmt: skip
         self.sidecar = Sidecar(self.model, self.heldout, **defaults | settings)
         self.step = 0
@@ -88,11 +89,11 @@ class Run:
 @pytest.mark.parametrize("model", [Model, Noisy])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_whose_forks_teach_nothing_is_the_run_without_forks_bit_for_bit(optimizer: str, model: type) -> None:
-    forking = Run(optimizer, model, policy_lr=0.0).run(31)
-    plain = Run(optimizer, model, mode="replay").run(31)
+    forking, drawn = Run(optimizer, model, policy_lr=0.0).run(31), torch.rand(3)
+    plain, expected = Run(optimizer, model, mode="replay").run(31), torch.rand(3)
     assert forking.sidecar.source.steps > 31
     assert equal(forking.tensors(), plain.tensors())
-    assert torch.equal(torch.rand(3), Run(optimizer, model, mode="replay").run(31) and torch.rand(3))
+    assert torch.equal(drawn, expected)
     assert forking.sidecar.multipliers("decay") == plain.sidecar.multipliers("decay")
 
 
@@ -183,6 +184,9 @@ def test_a_state_is_restored_whatever_the_fork_did() -> None:
         assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before[0].values(), strict=True))
 
 
+FORKED = ("horizon", "pairs")  # settings of forks alone
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -197,7 +201,12 @@ def test_a_state_is_restored_whatever_the_fork_did() -> None:
         ({"coefficients": {"decay": {"deepness": 0.0}}}, ["'deepness'", "depth"]),
         ({"coefficients": {"lr_scale": {"depth": 0.0}}}, ["'decay'", "'lr_scale'"]),
         ({"coefficients": {"decay": {"depth": math.nan}}}, ["depth=nan"]),
-        ({"credit": "joint", "rollout": print, "coefficients": None}, ["rollout", "'joint'"]),
+        ({"credit": "joint", "coefficients": None}, ["horizon=0.5", "'joint'"]),
+        (
+            {"credit": "joint", "coefficients": None, "rollout": print} | {k: getattr(Settings, k) for k in FORKED},
+            ["rollout", "'joint'"],
+        ),
+        ({"mode": "replay", "bounds": {"decay": (0.5, 2.0)}}, ["bounds", "formula"]),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], named: list[str]) -> None:

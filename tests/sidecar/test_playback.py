@@ -70,3 +70,12 @@ def test_schedules_that_cannot_be_played_are_refused() -> None:
     for bad in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=naming(bad, "0.gate", "step 3")):
             Playback([decision(3, {"decay": VALUES["decay"] | {"0.gate": bad}})], UNITS, "replay", 0)
+
+
+def test_what_lies_outside_the_layers_keeps_its_own_in_an_exchange() -> None:
+    rows = [*((unit.name, unit.kind, unit.layer, 4, 2) for unit in UNITS["decay"]), ("wte", "embedding", None, 8, 2),
+            ("wpe", "embedding", None, 8, 2), ("head", "head", None, 8, 2)]  # fmt: skip
+    outside = {"wte": 3.0, "wpe": 0.2, "head": 1.5}
+    got = permute({"decay": VALUES["decay"] | outside}, {"decay": make_units(rows)}, 0, 5)["decay"]
+    assert {name: got[name] for name in outside} == outside
+    assert {name: got[name] for name in VALUES["decay"]} == permute(VALUES, UNITS, 0, 5)["decay"]

@@ -128,15 +128,12 @@ def test_a_rule_follows_the_weights_and_a_restart_goes_on_between_two_decisions(
         assert one.multipliers("decay")["layers.1.weight"] == then["layers.3.weight"] == 4.0
 
 
-def test_a_rules_decisions_play_back_and_can_have_the_mean_one() -> None:
+def test_a_rules_decisions_play_back() -> None:
     sidecar = ruled(model())
     sidecar.before_step(0)
     played = ruled(model(), mode="replay", playback=[sidecar.record()])
     played.before_step(0)
     assert played.multipliers("decay") == sidecar.multipliers("decay")
-    matched = ruled(model(), mean_matched=True)
-    matched.before_step(0)
-    assert matched.record()["summary"]["decay"]["mean"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +153,16 @@ def test_a_model_too_narrow_for_the_rule_is_refused() -> None:
     narrow.layers = nn.ModuleList(nn.Linear(49, 80) for _ in range(4))
     with pytest.raises(ValueError, match=naming("rule 'alpha_decay'", 50, 0)):
         ruled(narrow)
+
+
+def test_mean_matched_a_rule_is_only_divided_and_what_it_does_not_judge_keeps_one() -> None:
+    made = model()
+    plain, matched = ruled(made), ruled(made, mean_matched=True)
+    for one in (plain, matched):
+        one.before_step(0)
+    was, now = (list(one.multipliers("decay").values()) for one in (plain, matched))
+    assert now[:2] == was[:2] == [1.0, 1.0]  # the embedding and the first matrix
+    assert np.mean(now[2:]) == pytest.approx(1.0)  # equal sizes
+    np.testing.assert_allclose(np.array(now[2:]) * np.mean(was[2:]), was[2:], rtol=1e-12)
+    with pytest.raises(ValueError, match=naming("lr·λ·m", "8")):  # 4 / 0.5 times the mean, at worst
+        ruled(made, mean_matched=True, weight_decay=20.0)

@@ -85,6 +85,9 @@ def test_a_sidecar_decides_at_the_last_step_of_no_run() -> None:
     run.sidecar.credit, run.optim.lr, run.optim.weight_decay = Credit.forks, 0.002, 2.5
     run.sidecar.horizon = 0.1  # of 200 steps: later than 80, forks end with the run
     assert exact_until(run) == 80
+    run.optim.schedule, run.optim.decay_fraction = Schedule.wsd, 0.3  # later than 50, forks reach the fall
+    assert exact_until(run) == 50
+    run.optim.schedule = Schedule.constant
     run.sidecar.horizon = 1.0
     assert exact_until(run) is None
     run.sidecar.credit = Credit.factored

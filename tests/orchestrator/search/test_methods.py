@@ -7,9 +7,20 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.schema import SearchConfig, SearchMethod
+from orchestrator.config.schema import (
+    Config,
+    Credit,
+    PolicyKind,
+    SearchConfig,
+    SearchMethod,
+    Share,
+    SidecarConfig,
+    SidecarMode,
+)
+from orchestrator.search.learned import choice
 from orchestrator.search.methods import METHODS
 from orchestrator.search.space import distributions
 from orchestrator.search.study import Study
@@ -58,3 +69,10 @@ def test_a_grid_that_cannot_be_whole_is_refused(changed: dict[str, object], word
     search = replace(GRID, **changed)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=naming(*words)):
         METHODS[search.method].check(search, distributions(search.space))
+
+
+def test_what_was_learned_is_yaml_whatever_differs_from_the_defaults() -> None:
+    kept = {"share": Share.kind, "credit": Credit.joint, "policy": PolicyKind.mlp}
+    config = Config(sidecar=SidecarConfig(mode=SidecarMode.learn, channels=["decay"], **kept))
+    written = yaml.safe_load(yaml.safe_dump(choice(config)))
+    assert written == {"mode": "learn", "channels": ["decay"], **{key: str(value) for key, value in kept.items()}}

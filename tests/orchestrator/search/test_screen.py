@@ -58,9 +58,9 @@ def test_a_run_without_a_loss_leaves_out_its_pair() -> None:
     assert main_effects(levels, losses)[0] == pytest.approx(2 * slopes)
 
 
-@pytest.mark.parametrize("left", [0, 1])
-def test_fewer_than_two_pairs_say_nothing(left: int) -> None:
-    levels = design(3)
+@pytest.mark.parametrize(("factors", "left"), [(3, 0), (3, 1), (11, 10)])
+def test_too_few_pairs_say_nothing(factors: int, left: int) -> None:
+    levels = design(factors)
     effects, errors = main_effects(levels, [1.0, 2.0] * left + [None] * (len(levels) - 2 * left))
-    assert effects.tolist() == [0.0] * 3
-    assert errors.tolist() == [math.inf] * 3
+    assert effects.tolist() == [0.0] * factors
+    assert errors.tolist() == [math.inf] * factors

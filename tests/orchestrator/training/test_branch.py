@@ -219,3 +219,22 @@ def test_a_trunk_without_the_state_is_refused_before_anything_is_launched(small:
     (tmp_path / "x/trunk/seed=0/checkpoints").rename(tmp_path / "gone")
     with pytest.raises(UserError, match=naming("branch.step=9", tmp_path / "x/trunk/seed=0", "train that cell first")):
         checks.check(new_experiment(words, tmp_path))
+
+
+def test_a_branch_plays_its_own_formula_and_not_its_trunks(small: list[str], tmp_path: Path) -> None:
+    tilt = "'sidecar=decay_by_depth','sidecar.coefficients.decay.depth="
+    of = cells(
+        small, tmp_path,
+        f"trunk: [{tilt}-0.5'], same: [{tilt}-0.5','branch={{arm: trunk, step: 6}}'], "
+        f"other: [{tilt}0.9','branch={{arm: trunk, step: 6}}']",
+    )  # fmt: skip
+    assert complete(of["trunk"])
+    with pytest.raises(Crash):
+        run_with(of["other"], CrashAt(9))
+    assert complete(of["other"])
+    assert complete(of["same"])
+    played = {arm: [row["sidecar"] for row in rows(of[arm]) if "sidecar" in row] for arm in of}
+    assert [record["step"] for record in played["trunk"]] == [0]
+    assert [record["step"] for record in played["other"]] == [0, 7], "and a restart plays nothing anew"
+    assert played["other"][0]["values"] == played["trunk"][0]["values"] != played["other"][1]["values"]
+    assert tensors(of["same"]).items() <= tensors(of["trunk"]).items()
