@@ -99,7 +99,7 @@ class Forks(Source):
         """
         noises = [self.policy.noise(number * self.settings.pairs + i) for i in range(self.settings.pairs)]
         noises = sharded.broadcast(noises)  # every rank may have its own seed
-        self.is_busy = True
+        self.is_forking = True
         try:
             pairs = [[self._fork(c, step, number) for c in self.policy.pair(noise)] for noise in noises]
         except Exception as error:  # whatever it is, training goes on
@@ -108,7 +108,7 @@ class Forks(Source):
             self.warn("forks", f"a fork of the run failed ({type(error).__name__}: {error})")
             return
         finally:
-            self.is_busy = False
+            self.is_forking = False
             self._act(self.policy.mean, step)
         self.differences = [(_finite(plus[0] - minus[0]), _finite(plus[1] - minus[1])) for plus, minus in pairs]
         if not self.policy.square and all(full == 0 for _, full in self.differences):

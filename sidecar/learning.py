@@ -46,7 +46,7 @@ class Learning(Source):
     def decide(self, step: int) -> Decided:
         judgement = self._judge() if self.begun else None
         if self.settings.fresh or not self.begun:
-            checked = self.needs_slopes and not self.evaluation.forwards  # with slopes, which must not wait to fail
+            checked = self.needs_slopes and not self.evaluation.forwards  # a loss without a graph fails at once
             self.reward.begin(self.evaluation.measure(self.count, checked)[0])
         if judgement or not self.begun:
             for name, learner in self.learners.items():

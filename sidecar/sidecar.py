@@ -136,7 +136,7 @@ class Sidecar:
         to the state before. Within a fork it does nothing.
         """
         steps, source = self.settings.steps, self.source
-        if source.is_busy or (steps is not None and step >= steps):
+        if source.is_forking or (steps is not None and step >= steps):
             return False
         if self.decision and step < self.decision["step"] + source.interval:
             return False

@@ -22,8 +22,8 @@ class Decided(NamedTuple):
 class Source:
     """Chooses multipliers at some steps. This one chooses none: all stay 1."""
 
-    interval = 0  # steps for which a decision holds at least
-    is_busy = False  # True while the source itself trains the model
+    interval = 0  # least number of steps between two decisions
+    is_forking = False  # True while it trains forks of the run
 
     def decide(self, step: int) -> Decided | None:
         """The multipliers from `step` on; None where those in force stay."""

@@ -18,7 +18,7 @@ from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import keys, schema
 from orchestrator.config.schema import Config
 from orchestrator.experiments import branch as branches
-from orchestrator.experiments import dependency, description, expectations, horizon, playback
+from orchestrator.experiments import dependency, description, expectations, extension, playback
 
 LONGEST_NAME = 120  # bytes
 LARGEST_WEIGHT = 1e6  # largest size of an arm's weight in a contrast; the smallest is its inverse
@@ -172,7 +172,7 @@ def _until_decided(base: Config, directory: Path) -> list[int]:
 
 def _kept_steps(arm: str, arms: dict[str, Config]) -> list[int]:
     """The steps of `arm` whose state is kept: as asked for, where branches begin, and where it can be extended from."""
-    train, until = arms[arm].train, horizon.exact_until(arms[arm])
+    train, until = arms[arm].train, extension.exact_until(arms[arm])
     to_extend = {until} if until is not None and 0 < until < train.steps else set()
     return sorted({*train.keep_at, *branches.steps_from(arm, arms), *to_extend})
 

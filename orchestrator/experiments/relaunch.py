@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import keys, load
 from orchestrator.config.schema import Config
-from orchestrator.experiments import horizon
+from orchestrator.experiments import extension
 from orchestrator.experiments.dependency import awaited_arms
 from orchestrator.experiments.experiment import Cell, Experiment
 
@@ -39,7 +39,7 @@ def check(experiment: Experiment, recorded: Recorded) -> None:
             raise UserError(f"{cell.directory} holds another configuration ({listing}): {OTHERWISE}")
     _refuse_unequal_lengths(experiment, recorded, extended)
     for cell in extended:
-        horizon.check_extension(load.from_file(cell.directory / "config.yaml"), cell.config, cell.directory)
+        extension.check_extension(load.from_file(cell.directory / "config.yaml"), cell.config, cell.directory)
 
 
 def arms_of(experiment: Experiment) -> dict[str, list[str]]:

@@ -69,6 +69,11 @@ class ArmPlan:
         training = training_flops(self.config, self.spec) * self.updates / self.config.train.steps
         return training + sidecar_flops(self.config, self.spec, *self._beside)
 
+    @property
+    def fork_steps(self) -> int:
+        """The number of updates of the sidecar's forks."""
+        return self._beside[2]
+
     @cached_property
     def _beside(self) -> tuple[int, int, int]:
         """The sidecar's held-out passes, those of them with a backward pass, and the training steps of its forks."""
@@ -83,7 +88,7 @@ class ArmPlan:
             return 0, 0, 0
         judged = max(0, self.decisions - 1)  # the last interval ends with the run
         learning = sidecar.mode == SidecarMode.learn and sidecar.credit == Credit.factored
-        return self.decisions + judged, (judged + 1) * learning, 0  # the first pass is tried with a backward one
+        return self.decisions + judged, (judged + 1) * learning, 0  # the first has slopes too
 
     @property
     def evaluation_flops(self) -> float:

@@ -163,7 +163,7 @@ def _cell(plan: ArmPlan, hardware: Hardware, benchmark: Benchmark) -> CellCost:
         plan=plan,
         footprint=footprint_of(plan, benchmark),
         passes=plan.flops / hardware.flops / ranks,
-        updates=plan.updates * plan.params / hardware.updates / ranks,
+        updates=(plan.updates + plan.fork_steps) * plan.params / hardware.updates / ranks,
         evaluation=plan.evaluation_flops / hardware.flops / ranks,
         saving=plan.written / benchmark.write_rate,
         reading=benchmark.seconds_of(plan.spec),

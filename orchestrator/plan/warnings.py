@@ -12,6 +12,7 @@ from orchestrator.experiments import budget, costs
 from orchestrator.launch.checks import check_jobs
 from orchestrator.plan.cost import Cost
 
+FORKED = 5  # times the steps of its run, which a sidecar's forks may train without a warning
 KEPT = 2  # number of checkpoints that a warning suggests to keep
 
 
@@ -37,6 +38,13 @@ def warnings(cost: Cost, before: float = 0.0) -> Iterator[str]:
         yield (
             f"A cell needs {size(peak)} of memory and {hardware.name} has {size(hardware.memory)}: lower "
             f"train.micro_batch_size, which is {train.micro_batch_size or train.batch_size}."
+        )
+    forked = max(cost.arms.values(), key=lambda cell: cell.plan.fork_steps)
+    if forked.plan.fork_steps > FORKED * forked.plan.updates:
+        sidecar = forked.plan.config.sidecar
+        yield (
+            f"The forks of a cell train {forked.plan.fork_steps:,} steps beside its {forked.plan.updates:,}: raise "
+            f"sidecar.interval, which is {sidecar.interval}, or lower sidecar.horizon or sidecar.pairs."
         )
     slow = next((cell for cell in cost.arms.values() if cell.beside > cell.training), None)
     if slow is not None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import SearchConfig, SearchMethod
 from orchestrator.experiments.effects import Effect
@@ -112,7 +114,7 @@ def _values(space: Space, found: reinforce.Array) -> dict[str, float]:
 
 def _effects(search: SearchConfig, space: Space, losses: Losses) -> list[Effect]:
     found, errors = reinforce.effects(search, losses)
-    levels = (_values(space, found * 0 + side * search.sigma) for side in (-1, 1))
+    levels = (_values(space, np.full(len(space), side * search.sigma)) for side in (-1, 1))
     low, high = levels
     return [
         Effect(key, low[key], high[key], effect, error)

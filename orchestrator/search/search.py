@@ -11,7 +11,7 @@ from types import MappingProxyType
 from orchestrator.common.errors import UserError
 from orchestrator.config import keys
 from orchestrator.config.schema import AUTO, Config, SearchConfig, TrackerConfig, TrackerMode
-from orchestrator.experiments import horizon
+from orchestrator.experiments import extension
 from orchestrator.experiments.experiment import Compose, Experiment, experiment_of
 from orchestrator.experiments.trials import BASELINE, FOLDER, Trial
 from orchestrator.search.methods import METHODS, count
@@ -133,6 +133,6 @@ def _remembering(compose: Compose) -> Compose:
 
 def _begun(shorter: Experiment) -> dict[str, str]:
     """Arm → the override by which it goes on from its shorter run, for those that can."""
-    steps = {arm: horizon.exact_until(config) for arm, config in shorter.arms.items()}
+    steps = {arm: extension.exact_until(config) for arm, config in shorter.arms.items()}
     where = shorter.directory
     return {arm: f"branch={{arm: {arm}, step: {at}, experiment: '{where}'}}" for arm, at in steps.items() if at}

@@ -13,7 +13,7 @@ from torch.optim.adam import adam
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import OptimConfig, Schedule
-from orchestrator.experiments.horizon import decay_steps
+from orchestrator.experiments.extension import decay_steps
 from sidecar.channels import Arithmetic, DecayChannel
 from sidecar.channels.decay import DECAY_LIMIT
 from sidecar.layer_lr import lr_factors

@@ -17,7 +17,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.experiments import corpora
 from orchestrator.experiments.experiment import decoder_spec
-from orchestrator.experiments.horizon import is_of_this_run
+from orchestrator.experiments.extension import is_of_this_run
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.storage.cell_files import CellFiles, Writing, unfenced
 from orchestrator.training import distributed, initial_weights, trunk

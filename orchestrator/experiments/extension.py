@@ -1,4 +1,4 @@
-"""The steps that a run shares with every longer one: those before anything depends on `train.steps`, its horizon."""
+"""Extending a run: the steps that it shares with every longer one, before anything depends on `train.steps`."""
 
 from __future__ import annotations
 

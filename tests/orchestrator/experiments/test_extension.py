@@ -17,7 +17,7 @@ from orchestrator.config.schema import (
     SidecarMode,
     TrainConfig,
 )
-from orchestrator.experiments.horizon import exact_until, is_of_this_run
+from orchestrator.experiments.extension import exact_until, is_of_this_run
 from orchestrator.training.optimizer import learning_rate
 
 LONGER = (1, 2, 7, 40, 1000)
