@@ -54,6 +54,16 @@ def tables(*names: str) -> Keep:
     return keep
 
 
+def searched(*names: str) -> Keep:
+    """Keep these files of the search."""
+
+    def keep(experiment: Path, target: Path) -> None:
+        for name in names:
+            shutil.copy(experiment / "search" / name, target)
+
+    return keep
+
+
 def summary(experiment: Path, target: Path) -> None:
     """Keep a picture of the summary in the terminal."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
@@ -209,6 +219,12 @@ RESULTS: dict[str, Prediction | Trained | Study | Benchmark | Traced] = {
         (verdict, figure("paired_eval", "losses.png"), tables("contrasts", "paired_eval")),
     ),
     "lr_search": Trained(("+experiment=lr_search",), (verdict, summary)),
+    "learn_decay": Trained(
+        ("+experiment=learn_decay",),
+        (verdict, summary, figure("sidecar", "multipliers.png"), figure("layers", "roles.png"),
+         searched("effects.csv", "learned.yaml"), tables("conservation", "flattening", "paired_eval", "role_migration")),
+    ),
+    "decay_rivals": Trained(("+experiment=decay_rivals",), (verdict, tables("paired_eval"))),
     "trace": Traced("The capital of France is"),
     "interventions": Prediction(
         (

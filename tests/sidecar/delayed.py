@@ -77,9 +77,10 @@ class Delayed:
                 with sidecar.applied(LR):
                     weight.sub_(move)
 
+        forks = {"rollout": train, "bounds": {"decay": (0.1, 8.0)}} if "credit" in settings else {}
         sidecar = Sidecar(
             model, lambda k: self.loss(weight[0]), lr=LR, weight_decay=WEIGHT_DECAY, optimizer=optimizer,
-            rollout=train if "credit" in settings else None, bounds={"decay": (0.1, 8.0)}, **settings,
+            **forks, **settings,
         )  # fmt: skip
         train(0, STEPS)
         return sidecar, weight[0].detach()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from delayed import MEMORY, Delayed, Quadratic, Ridge
 
-from sidecar.coefficient_policy import CoefficientPolicy
+from orchestrator.config.schema import SearchConfig, SearchMethod
+from orchestrator.search.reinforce import ends, proposal
 
 SEEDS = range(10)
 PROBLEMS = (Quadratic, Ridge)
@@ -54,15 +55,21 @@ def test_forks_of_20_steps_end_on_the_wrong_side_at_every_seed(problem: type[Del
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_episodes_of_whole_runs_find_the_best_decay_at_every_seed(problem: type[Delayed]) -> None:
+def test_a_search_over_whole_runs_finds_the_best_decay_at_every_seed(problem: type[Delayed]) -> None:
+    """With the search's own defaults: a screen, a line, twelve pairs, and the mean, which is the last trial."""
+    space = {"sidecar.coefficients.decay.amount": "uniform(-1, 1)"}
+    found = []
     for seed in SEEDS:
         task, best = made(problem, seed)
-        policy = CoefficientPolicy([0.0], sigma=0.2, rate=1.0, seed=seed)
-        for batch in range(16):
-            noises = [policy.noise(4 * batch + i) for i in range(4)]
-            losses = task.whole_runs(torch.cat([c for noise in noises for c in policy.pair(noise)])).view(4, 2)
-            policy.learn(noises, [(plus, minus) for plus, minus in (-losses).tolist()])
-        assert policy.mean.item() == pytest.approx(best, abs=0.15)
+        search = SearchConfig(space=space, method=SearchMethod.reinforce, trials=37, lengths=[1.0], seed=seed)
+        tried: list[float] = []
+        losses: list[float] = []
+        for end in ends(search):
+            tried += [proposal(search, number, losses).item() for number in range(len(tried), end)]
+            losses += task.whole_runs(torch.tensor(tried[len(losses) :], dtype=torch.float64)).tolist()
+        found.append((tried[-1], best))
+    print(f"\n{problem.__name__}, over whole runs: " + ", ".join(f"{mean:.2f} ({best:.2f})" for mean, best in found))
+    assert [mean for mean, _ in found] == pytest.approx([best for _, best in found], abs=0.15)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
