@@ -222,7 +222,8 @@ RESULTS: dict[str, Prediction | Trained | Study | Benchmark | Traced] = {
     "learn_decay": Trained(
         ("+experiment=learn_decay",),
         (verdict, summary, figure("sidecar", "multipliers.png"), figure("layers", "roles.png"),
-         searched("effects.csv", "learned.yaml"), tables("conservation", "flattening", "paired_eval", "role_migration")),
+         searched("effects.csv", "learned.yaml"),
+         tables("conservation", "flattening", "paired_eval", "role_migration")),
     ),
     "decay_rivals": Trained(("+experiment=decay_rivals",), (verdict, tables("paired_eval"))),
     "trace": Traced("The capital of France is"),

@@ -30,7 +30,8 @@ def sections(c: Comparison) -> list[Section]:
 def brief(c: Comparison) -> list[Section]:
     """Build the tables below the findings in a terminal: of losses and layers, or a line per arm if there are many."""
     details = [] if many_arms(c) else [section for arm in c.compared for section in _of_arm(c, arm)]
-    found = [lineage(c), *_across_arms(c), *details, *_without_pairs(c), trajectory.commitments(c), search.trials(c)]
+    found = [lineage(c), *_across_arms(c), *details, *_without_pairs(c), trajectory.commitments(c)]
+    found += [search.trials(c, whole=False), search.screened(c)]
     return _with_rows(found)
 
 
