@@ -221,7 +221,7 @@ RESULTS: dict[str, Prediction | Trained | Study | Benchmark | Traced] = {
     "lr_search": Trained(("+experiment=lr_search",), (verdict, summary)),
     "learn_decay": Trained(
         ("+experiment=learn_decay",),
-        (verdict, summary, figure("sidecar", "multipliers.png"), figure("layers", "roles.png"),
+        (verdict, summary, figure("sidecar", "multipliers.png"),
          searched("effects.csv", "learned.yaml"),
          tables("conservation", "flattening", "paired_eval", "role_migration")),
     ),

@@ -13,6 +13,8 @@ from sidecar.units import layer_in
 
 THIRDS = ("early", "middle", "late")  # of the run
 
+OUTSIDE = {"embed_tokens": "embedding", "lm_head": "head"}  # as formulas name them
+
 
 @dataclass(frozen=True)
 class Multipliers:
@@ -21,7 +23,7 @@ class Multipliers:
     steps: list[int]  # [D], at which each decision took effect
     units: list[str]  # [U]
     layers: list[int | None]  # [U]; None: outside the layers
-    kinds: list[str]  # [U], short: q, down, layer, embed_tokens
+    kinds: list[str]  # [U], short: q, down, layer, embedding
     logs: np.ndarray  # [D, U], ln of the multipliers
 
     @property
@@ -115,4 +117,5 @@ def in_order(layers: Iterable[int | None]) -> list[int | None]:
 def _layer_and_kind(unit: str) -> tuple[int | None, str]:
     place = layer_in(f"{unit}.")
     name = (place[2].rstrip(".") if place else unit).removesuffix(".weight")
-    return place[1] if place else None, name.rpartition(".")[2].removesuffix("_proj") or "layer"
+    last = name.rpartition(".")[2].removesuffix("_proj") or "layer"
+    return (place[1], last) if place else (None, OUTSIDE.get(last, last))

@@ -22,7 +22,7 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
                 stacks.setdefault(f"{arm}, {channel}", []).append(m)
     if not stacks:
         return None
-    kinds = {name: list(dict.fromkeys(stack[0].kinds)) for name, stack in stacks.items()}
+    kinds = {name: _in_order(stack[0]) for name, stack in stacks.items()}
     cols = max(map(len, kinds.values()))
     depth = 1 + max(layer or 0 for stack in stacks.values() for layer in stack[0].layers)
     title = "Multipliers over training, geometric mean over seeds"
@@ -52,6 +52,7 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
                 x=first.steps, y=[first.layers[i] or 0 for i in own], z=z, customdata=2**z, coloraxis="coloraxis",
                 hovertemplate=f"step %{{x}}{where}: × %{{customdata:.2f}}<extra></extra>", row=row, col=col,
             )  # fmt: skip
+            figure.update_yaxes(showticklabels=bool(where), row=row, col=col)
         figure.add_annotation(
             text=f"<b>{short(name, 80)}</b>", hovertext=escaped(name), x=0, xref="x domain", xanchor="left", y=1,
             yref="y domain", yanchor="bottom", yshift=22, showarrow=False, row=row, col=1,
@@ -60,10 +61,16 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
     bar = {"title": "×", "tickvals": ticks, "ticktext": ["⅛", "¼", "½", "1", "2", "4", "8"]}
     scale = [(0.0, LESS), (0.5, NONE), (1.0, MORE)]
     figure.update_layout(coloraxis={"colorscale": scale, "cmid": 0, "cmin": -3, "cmax": 3, "colorbar": bar})
-    figure.update_yaxes(autorange="reversed", showgrid=False, dtick=max(1, depth // 8))
+    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, dtick=max(1, depth // 8))
     figure.update_xaxes(showgrid=False, nticks=4)
     label_axes(figure, len(stacks), cols, "step", "layer")
     least, most = min(extremes), max(extremes)
     words = f"Mean multipliers over the run lie between {least[0]:.2f} ({least[1]}) and {most[0]:.2f} ({most[1]})."
     table = Section("Mean multipliers over the run", ["arm, channel", "layer", *columns], rows)
     return Drawing(figure, title, words, table, ("sidecar",))
+
+
+def _in_order(m: Multipliers) -> list[str]:
+    """Each kind once: those of layers, then what lies outside them."""
+    outside = {kind for kind, layer in zip(m.kinds, m.layers, strict=True) if layer is None}
+    return sorted(dict.fromkeys(m.kinds), key=lambda kind: kind in outside)

@@ -44,7 +44,8 @@ def test_what_lies_outside_the_layers_has_a_row_without_a_layer(experiment: Writ
 
     def add(records: list[dict]) -> None:  # type: ignore[type-arg]
         for record in records:
-            record["sidecar"]["values"]["decay"]["model.embed_tokens.weight"] = 2.0
+            values = record["sidecar"]["values"]
+            values["decay"] = {"model.embed_tokens.weight": 2.0, **values["decay"]}
 
     edit_metrics(root / "variable/seed=0", add)
     c = compute(root)
@@ -52,10 +53,13 @@ def test_what_lies_outside_the_layers_has_a_row_without_a_layer(experiment: Writ
     assert table.loc[("variable", 0, "model.embed_tokens.weight"), ["layer"]].isna().all()
     drawing = multiplier_maps(c)
     assert drawing is not None
-    told = [trace.hovertemplate for trace in drawing.plot.data]
-    assert [("layer" in text) for text in told] == [True] * (len(told) - 1) + [
-        False
-    ]  # the embedding's panel is the last
+    panels = drawing.plot.data
+    of_layers = ["layer" in trace.hovertemplate for trace in panels]
+    assert of_layers == [True] * (len(panels) - 1) + [False], "the embedding's panel is the last"
+    axes = [drawing.plot.layout[f"yaxis{trace.yaxis[1:]}"] for trace in panels]
+    assert [axis.showticklabels for axis in axes] == of_layers
+    assert drawing.table is not None
+    assert "embedding" in drawing.table.columns
     assert table.loc[("variable", 0, TENSORS[2]), "layer"] == 1
 
 
