@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import keys, load
 from orchestrator.config.schema import Config, SidecarMode
+from orchestrator.experiments.forks import has_forks
 from orchestrator.storage import checkpoint
 
 # keys of a sidecar that are equal where its state is carried on
@@ -44,6 +45,12 @@ def check(config: Config, arms: Mapping[str, Config]) -> None:
                     f"branch.arm={branch.arm} has sidecar.{key}={was} and this arm {now}, and no sidecar goes on from "
                     "the state of another: make them equal, or use sidecar=none in one of the two."
                 )
+        was, now = (_terms(one) if has_forks(one) else "" for one in (trunk, config))
+        if was != now:
+            raise UserError(
+                f"branch.arm={branch.arm} learns the coefficients {was} and this arm {now}, and no sidecar goes on "
+                "from the state of another: make the terms equal, or use sidecar=none in one of the two."
+            )
     if branch.experiment is not None:
         ignore = (*keys.OPERATIONAL, *keys.OF_ROUNDING, "arm", "seed", "needs", "branch", "train.steps")
         if changed := keys.differences(trunk, config, ignore=(*ignore, *config.declared)):
@@ -81,6 +88,10 @@ def _trunk_config(config: Config, arms: Mapping[str, Config]) -> Config:
             "directory, one of its arms, and seeds that it has."
         )
     return load.from_file(cell / "config.yaml")
+
+
+def _terms(config: Config) -> str:
+    return ", ".join(f"{channel}.{term}" for channel, of in config.sidecar.coefficients.items() for term in of)
 
 
 def _all_but(*kept: str) -> tuple[str, ...]:

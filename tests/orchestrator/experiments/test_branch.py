@@ -26,6 +26,9 @@ def begins(arm: str, step: int) -> str:
     return f"'branch={{arm: {arm}, step: {step}}}'"
 
 
+FORKS = "'sidecar=decay','sidecar.credit=forks','++sidecar.coefficients={decay: "
+
+
 @pytest.mark.parametrize(
     ("arms", "named"),
     [
@@ -41,6 +44,8 @@ def begins(arm: str, step: int) -> str:
         (f"a: ['needs=b'], b: [{begins('a', 3)}]", ["Arm 'a'", "a needs b branches from a"]),
         (f"a: [], b: ['width=ramp',{begins('a', 3)}]", ["Arm 'b'", "branch.arm=a", "width.profile", "ramp"]),
         (f"a: ['sidecar=decay'], b: ['sidecar=all',{begins('a', 3)}]", ["Arm 'b'", "sidecar.channels", "lr_scale"]),
+        (f"a: [{FORKS}{{depth: 0.1}}}}'], b: [{FORKS}{{time: 0.1}}}}',{begins('a', 3)}]",
+         ["Arm 'b'", "branch.arm=a", "decay.depth", "decay.time"]),
         (f"a: [], b: [{begins('a', 9)}], c: [{begins('b', 4)}]", ["Arm 'c'", "branch.step=4", "10 to 800"]),
         ("a: [], b: ['branch={arm: a, step: 3, experiment: no/where}']", ["branch.experiment=no/where", "a/seed=0"]),
     ],
