@@ -219,7 +219,7 @@ def run_alone(base: Path, small: tuple[str, ...], umask: int, *more: str, **envi
         "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": f"{base}/home", "TMPDIR": f"{base}/tmp",
         "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "WANDB_API_KEY": KEY, "HF_TOKEN": TOKEN,
     }  # fmt: skip
-    tiny = [word for word in small if not word.startswith("tracker")]
+    tiny = [word for word in small if not word.startswith(("tracker", "data.cache_dir"))]
     command = [sys.executable, "-m", "orchestrator", *more, *tiny, "train.steps=2", "forensics.every=2"]
     ended = subprocess.run(
         command, capture_output=True, text=True, cwd=base / "work", env=env | environment, umask=umask, timeout=PATIENCE
