@@ -208,12 +208,12 @@ def test_explicit_equal_widths_train_to_the_same_bits(whole: Cell, small: list[s
 def test_a_run_whose_data_changed_goes_on_with_its_corpus_or_is_refused(small: list[str], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"line {i} says {i * i}" for i in range(2000)))
-    files = [*small, "data=files", f"data.domains.text.path={text}"]
+    cache = tmp_path / ".data"
+    files = [*small, "data=files", f"data.domains.text.path={text}", f"data.cache_dir={cache}"]
     cell = new_cell(files, tmp_path)
     with pytest.raises(Crash):
         run_with(cell, CrashAt(5))
     text.write_text("\n".join(f"another {i} says {i + i}" for i in range(2000)))
-    cache = tmp_path / ".data"
     cache.rename(tmp_path / "kept")
     with pytest.raises(UserError, match=naming("data.domains.*", f"data.cache_dir={cache}")):
         complete(cell)
