@@ -110,10 +110,12 @@ def decisions_of(
     interval: int,
     steps: int | None,
     mean_matched: bool = False,
+    bounds: Mapping[str, Sequence[float]] | None = None,
 ) -> list[dict[str, Any]]:
     """The decisions of a run, as `Playback` plays them: one, or one at every interval where a term depends on time.
 
-    `mean_matched`: in every decision the parameter-weighted mean multiplier of a channel is 1. Raises `ValueError` for
+    `bounds`: channel → least and largest multiplier. `mean_matched`: in every decision the parameter-weighted mean
+    multiplier of a channel is 1, whatever the bounds. Raises `ValueError` for
     unknown terms and what `check` refuses.
     """
     check(coefficients, units, steps)
@@ -122,7 +124,12 @@ def decisions_of(
         {
             "step": step,
             "values": {
-                channel: _named(group, log_multipliers(coefficients[channel], group, step / (steps or 1)), mean_matched)
+                channel: _named(
+                    group,
+                    log_multipliers(coefficients[channel], group, step / (steps or 1)).exp(),
+                    (bounds or {}).get(channel, (0.0, math.inf)),
+                    mean_matched,
+                )
                 for channel, group in units.items()
             },
         }
@@ -146,8 +153,8 @@ def moves(term: str) -> bool:
     return "time" in term.split(PRODUCT)
 
 
-def _named(units: Sequence[Unit], logs: Tensor, mean_matched: bool) -> dict[str, float]:
-    multipliers = logs.exp()
+def _named(units: Sequence[Unit], multipliers: Tensor, bounds: Sequence[float], mean_matched: bool) -> dict[str, float]:
+    multipliers = multipliers.clamp(*bounds)
     if mean_matched:
         sizes = torch.tensor([float(unit.size) for unit in units], dtype=torch.float64)
         multipliers = multipliers * sizes.sum() / (sizes @ multipliers)

@@ -134,11 +134,6 @@ class Settings(Arithmetic):
                     f"sidecar mode '{self.mode}' takes no {name}: choose replay, permute or random{learned}, or leave "
                     "it out."
                 )
-        if self.coefficients and self.bounds and not self.forks:
-            raise ValueError(
-                f"sidecar bounds={dict(self.bounds)} do not bind the multipliers of a formula: drop them, or give "
-                "smaller coefficients."
-            )
         for name in ("horizon", "pairs"):
             if self.credit != FORKS and (value := getattr(self, name)) != getattr(Settings, name):
                 raise ValueError(f"sidecar {name}={value} is of credit='forks', and it is '{self.credit}': drop it.")

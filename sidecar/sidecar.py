@@ -102,7 +102,9 @@ class Sidecar:
         """The source of the multipliers. Raises `ValueError` where the largest that it may choose is not safe."""
         chosen, units = self.settings, {name: channel.units for name, channel in self.channels.items()}
         if chosen.coefficients and not chosen.forks:
-            playback = decisions_of(chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched)
+            playback = decisions_of(
+                chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched, chosen.bounds
+            )
         played = None if playback is None else Playback(playback, units, chosen.mode, chosen.seed)
         for name, governed in self.governed.items():
             governed.channel.check(self._largest(name, governed, played), chosen)

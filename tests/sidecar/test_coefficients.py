@@ -134,3 +134,11 @@ def test_a_formula_has_its_controls(mode: str) -> None:
 def test_a_formula_that_cannot_be_played_is_refused(settings: dict[str, Any], named: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=naming(*named)):
         make(**{"mode": "replay", **settings})
+
+
+def test_multipliers_stay_within_bounds_that_are_given() -> None:
+    (free,) = decisions_of({"decay": {"depth": -2.0}}, {"decay": UNITS}, 20, None)
+    (bound,) = decisions_of({"decay": {"depth": -2.0}}, {"decay": UNITS}, 20, None, bounds={"decay": (0.5, 1.5)})
+    for name, value in free["values"]["decay"].items():
+        assert bound["values"]["decay"][name] == min(max(value, 0.5), 1.5)
+    assert max(free["values"]["decay"].values()) > 7 > 1.5

@@ -206,7 +206,6 @@ FORKED = ("horizon", "pairs")  # settings of forks alone
             {"credit": "joint", "coefficients": None, "rollout": print} | {k: getattr(Settings, k) for k in FORKED},
             ["rollout", "'joint'"],
         ),
-        ({"mode": "replay", "bounds": {"decay": (0.5, 2.0)}}, ["bounds", "formula"]),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], named: list[str]) -> None:
