@@ -135,10 +135,11 @@ class Playing(Source):
         return Decided(values, {"recorded_at": self.recorded_at})
 
     def state_dict(self) -> dict[str, Any]:
+        """The step of the decision in force, and a digest of its multipliers."""
         return {"recorded_at": self.recorded_at, "digest": self._digest(self.recorded_at)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What is in force stays so where this playback has it too; a branch that plays another one plays it now."""
+        """Restore the decision in force. Where this playback has another there, as a branch's may, it plays its own."""
         recorded_at = state["recorded_at"]
         same = state.get("digest") in (None, self._digest(recorded_at))  # None: the state of an older version
         self.recorded_at = recorded_at if same else None

@@ -136,7 +136,9 @@ class Settings(Arithmetic):
                 )
         for name in ("horizon", "pairs"):
             if self.credit != FORKS and (value := getattr(self, name)) != getattr(Settings, name):
-                raise ValueError(f"sidecar {name}={value} is of credit='forks', and it is '{self.credit}': drop it.")
+                raise ValueError(
+                    f"sidecar {name}={value} has no effect with credit='{self.credit}': drop it, or set credit='forks'."
+                )
         self._check_forks(optimizer, rollout)
         if self.mode == "learn" and self.trace == "run" and (self.credit != "factored" or self.unexplained):
             raise ValueError(

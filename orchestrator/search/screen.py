@@ -32,8 +32,8 @@ def design(factors: int) -> Array:
 def main_effects(levels: Array, losses: Sequence[float | None]) -> tuple[Array, Array]:
     """Every factor's mean difference in loss between its two levels, and the standard error of that, [factors] each.
 
-    `levels`: of `design`, whose runs may have no loss; both runs of such a pair are left out. Where fewer than two
-    pairs, or fewer than there are factors, are left, factors are not told apart: effects are 0, with infinite errors.
+    `levels`: of `design`, whose runs may have no loss; both runs of such a pair are left out. Where fewer pairs
+    than factors are left, or fewer than two, all effects are 0, with infinite errors.
     """
     pairs = np.array([math.nan if loss is None else loss for loss in losses], dtype=float).reshape(-1, 2)
     known = np.isfinite(pairs).all(axis=1)

@@ -15,7 +15,7 @@ FEW_ROWS, FEW_KEYS = 8, 6  # that a terminal shows
 def trials(c: Comparison, *, whole: bool = True) -> Section:
     """Return a row per trial, the one that was trained longest and is best first; empty where there was no search.
 
-    Without `whole`, as a terminal has room for: the first rows, and few keys or none.
+    Without `whole`, it has the first `FEW_ROWS` rows alone, and no keys where there are more than `FEW_KEYS`.
     """
     every = c.experiment.trials
     lengths = sorted({steps for one in every for steps in one.losses})

@@ -162,7 +162,7 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def parsed_once(parse: Callable[[Path], T]) -> Callable[[Path], T]:
-    """The same function, which parses a GGUF file, whose header takes seconds, once while it stays as it is."""
+    """`parse` with a cache for GGUF files, whose headers take seconds to parse; a file that changes is parsed again."""
     of_file = lru_cache(maxsize=4)(lambda source, *_: parse(source))
 
     @wraps(parse)

@@ -296,7 +296,7 @@ def test_the_plan_says_that_the_budget_has_no_room_for_all(
 def test_forks_that_train_much_longer_than_their_run_are_told(
     planned: Callable[..., str], small: list[str], interval: int, warned: bool
 ) -> None:
-    """Of 12 steps, each has 4 forks to the end of the run: 4 · (12 + 11 + … + 1) steps, or 4 · 12."""
+    """A run of 12 steps forks four times at every interval, to its end: 4 · (12 + 11 + … + 1) steps, or 4 · 12."""
     forks = ("sidecar=decay", "sidecar.credit=forks", "++sidecar.coefficients={decay: {depth: 0.0}}", "sidecar.pairs=2")
     said = planned(*small, *forks, f"sidecar.interval={interval}", "sidecar.horizon=1.0")
     assert names(said, "312 steps", "sidecar.interval", "sidecar.pairs") == warned
